@@ -1,0 +1,175 @@
+//! Requests and responses on `Rpc` streams.
+
+use std::net::SocketAddr;
+
+use crate::id::{CoordinatorId, Epoch, GenerationId, HostId, ServiceId};
+use crate::wire::Order;
+
+#[derive(Clone, Debug, PartialEq, Eq, rkyv::Archive, rkyv::Serialize, rkyv::Deserialize)]
+pub enum Request {
+    /// Agent → coordinator, first request on a connection.
+    Hello(Hello),
+    /// Agent → coordinator, every renewal interval, for all leases that the host holds.
+    Renew(Renew),
+    /// Agent → coordinator, every report interval and at once when something in it changed.
+    Report(HostReport),
+    /// Coordinator → agent: the desired role of the host for a service.
+    Order(Order),
+    /// Operator → coordinator.
+    Operate(Operate),
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, rkyv::Archive, rkyv::Serialize, rkyv::Deserialize)]
+pub enum Response {
+    Done,
+    Renewed(Renewed),
+    /// Not the leader; ask that one if there is one.
+    NotLeader(Option<CoordinatorId>),
+    /// The request was understood and is refused.
+    Refused(Refusal),
+    /// A JSON document for the CLI.
+    Document(String),
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, rkyv::Archive, rkyv::Serialize, rkyv::Deserialize, thiserror::Error)]
+pub enum Refusal {
+    #[error("{speaker} may not speak for {subject}")]
+    NotYours { speaker: String, subject: String },
+    #[error("the order's epoch {order} is older than {seen}, which this host has already seen")]
+    StaleEpoch { order: Epoch, seen: Epoch },
+    #[error("{0}")]
+    Invalid(String),
+    #[error("there is no {0}")]
+    Unknown(String),
+    #[error("the queue of {0} is full; try again")]
+    Busy(String),
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, rkyv::Archive, rkyv::Serialize, rkyv::Deserialize)]
+pub struct Hello {
+    pub host: HostId,
+    pub name: String,
+    /// Random per boot of the host (or of its test bed): a change means that nothing in memory survived.
+    pub boot: u128,
+    /// Where the agent listens for sync.
+    pub addr: SocketAddr,
+    pub version: String,
+    pub inventory: Inventory,
+}
+
+/// What the machine is, from `sysinfo`.
+#[derive(Clone, Debug, Default, PartialEq, Eq, rkyv::Archive, rkyv::Serialize, rkyv::Deserialize, serde::Serialize)]
+pub struct Inventory {
+    pub kernel: String,
+    pub os: String,
+    pub cpus: u32,
+    pub memory_bytes: u64,
+    /// Loaded kernel programs, and where the signals come from: `tp_btf`, `raw_tp`, `procfs`.
+    pub ebpf_programs: u32,
+    pub ebpf_source: String,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, rkyv::Archive, rkyv::Serialize, rkyv::Deserialize)]
+pub struct Renew {
+    pub host: HostId,
+    /// Rises with every renewal of this host; the answer carries it back.
+    pub sequence: u64,
+    pub leases: Vec<(ServiceId, Epoch)>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, rkyv::Archive, rkyv::Serialize, rkyv::Deserialize)]
+pub struct Renewed {
+    pub sequence: u64,
+    /// The leases that are extended to (send time of `sequence` on the holder's clock) + L. One
+    /// that was asked for and is not here was refused.
+    pub leases: Vec<(ServiceId, Epoch)>,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Eq, rkyv::Archive, rkyv::Serialize, rkyv::Deserialize)]
+pub struct HostReport {
+    pub host: HostId,
+    pub boot: u128,
+    /// Rises with every report of this boot.
+    pub sequence: u64,
+    pub services: Vec<ServiceReport>,
+}
+
+/// Where one host stands with one service. Facts only; the coordinator draws the conclusions.
+#[derive(Clone, Debug, PartialEq, Eq, rkyv::Archive, rkyv::Serialize, rkyv::Deserialize, serde::Serialize)]
+pub struct ServiceReport {
+    pub service: ServiceId,
+    /// Highest epoch seen here.
+    pub epoch: Epoch,
+    /// Revision of the newest order obeyed.
+    pub revision: u64,
+    /// Serving with an open gate in this epoch.
+    pub serving: Option<Epoch>,
+    /// Highest epoch that this host's gate is fenced at: nothing of it or below can be served here again.
+    pub fenced: Epoch,
+    /// The final cut of a planned handover and the shadows that acknowledged it.
+    pub final_cut: Option<FinalCut>,
+    pub copy: CopyState,
+    /// Newest sealed (on a shadow) or cut (on the primary) generation.
+    pub generation: Option<GenerationId>,
+    /// On the primary: the newest generation that each shadow acknowledged.
+    pub acked: Vec<(HostId, GenerationId)>,
+    /// Why the last activation or start failed.
+    pub failure: Option<String>,
+    pub sync: SyncFigures,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, rkyv::Archive, rkyv::Serialize, rkyv::Deserialize, serde::Serialize)]
+pub struct FinalCut {
+    pub epoch: Epoch,
+    pub generation: GenerationId,
+    pub acked_by: Vec<HostId>,
+}
+
+/// State of a shadow's copy.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, rkyv::Archive, rkyv::Serialize, rkyv::Deserialize, serde::Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum CopyState {
+    /// Nothing usable.
+    #[default]
+    Cold,
+    /// Being filled or checked.
+    Warming,
+    /// A sealed generation that can be promoted.
+    Ready,
+}
+
+/// Cumulative figures of one service's sync on one host since the agent started.
+#[derive(Clone, Debug, Default, PartialEq, Eq, rkyv::Archive, rkyv::Serialize, rkyv::Deserialize, serde::Serialize)]
+pub struct SyncFigures {
+    pub generations: u64,
+    /// Bytes sent for whole files (first copy or resync).
+    pub full_bytes: u64,
+    /// Bytes of file content sent as deltas.
+    pub delta_bytes: u64,
+    pub bytes_read: u64,
+    pub freezes: u64,
+    pub freezes_timed_out: u64,
+    pub freeze_us_last: u64,
+    pub freeze_us_p99: u64,
+    /// Files that had to be re-read because the tracker was not sure.
+    pub unknown: u64,
+    pub cuts_discarded: u64,
+    /// Cut to acknowledgement of the last generation.
+    pub lag_us_last: u64,
+    pub final_delta_bytes: u64,
+    /// Files of an older history kept aside on this host.
+    pub diverged_files: u64,
+}
+
+/// What an operator may ask for. Texts are TOML as written by people; the coordinator validates.
+#[derive(Clone, Debug, PartialEq, Eq, rkyv::Archive, rkyv::Serialize, rkyv::Deserialize)]
+pub enum Operate {
+    /// Hosts, services, coordinators, recent events.
+    Status,
+    /// Events after this sequence number, oldest first, bounded.
+    Events { after: u64 },
+    ApplyService { toml: String },
+    Handover { service: String, to: Option<String> },
+    /// Ends a host's safe mode.
+    Restore { host: String },
+}

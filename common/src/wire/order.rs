@@ -1,0 +1,46 @@
+//! Orders: the role that the replicated state wants one host to have for one service.
+//!
+//! Orders are level-triggered: each states the whole desired role, so re-sending is harmless and
+//! losing one costs only time. An agent refuses an order whose epoch is below the highest that it
+//! has seen for the service.
+
+use std::net::SocketAddr;
+
+use crate::id::{Epoch, GenerationId, HostId, ServiceId};
+use crate::spec::ServiceSpec;
+
+/// A host and where its agent listens for sync.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, rkyv::Archive, rkyv::Serialize, rkyv::Deserialize)]
+pub struct Peer {
+    pub host: HostId,
+    pub addr: SocketAddr,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, rkyv::Archive, rkyv::Serialize, rkyv::Deserialize)]
+pub struct Order {
+    pub service: ServiceId,
+    /// The service's current epoch.
+    pub epoch: Epoch,
+    /// Raft index of the state that this order was derived from; rises with every change.
+    pub revision: u64,
+    pub role: Role,
+    pub spec: ServiceSpec,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, rkyv::Archive, rkyv::Serialize, rkyv::Deserialize)]
+pub enum Role {
+    /// Hold the lease of `Order::epoch`: activate from `from` if not serving yet, serve, and ship
+    /// generations to `shadows`.
+    Serve {
+        /// Newest generation that the promotion was decided on; none for a service that never ran.
+        from: Option<GenerationId>,
+        shadows: Vec<Peer>,
+    },
+    /// Planned handover, on the holder: close the gate, report the fence, stop the workload, make
+    /// the final cut and ship it to `shadows`, report it.
+    Release { shadows: Vec<Peer> },
+    /// Keep a copy; accept generations of `primary`, of this epoch or newer, and serve nobody.
+    Shadow { primary: HostId },
+    /// Fenced off: serve nobody, copy nothing, keep the data.
+    Idle,
+}

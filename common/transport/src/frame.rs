@@ -1,0 +1,81 @@
+//! Length-prefixed frames on QUIC streams.
+
+use quinn::{ReadExactError, RecvStream, SendStream};
+use understudy_common::wire::StreamKind;
+
+use crate::TransportError;
+
+/// Sends frames in order. Dropping it without [`finish`](Self::finish) resets the stream.
+#[derive(Debug)]
+pub struct FrameSender {
+    stream: SendStream,
+    max: usize,
+}
+
+impl FrameSender {
+    pub(crate) const fn new(stream: SendStream, kind: StreamKind) -> Self {
+        Self { stream, max: kind.frame_max() }
+    }
+
+    /// # Errors
+    /// [`TransportError::FrameTooLong`] before anything is sent, [`TransportError::Closed`] when the link ended.
+    pub async fn send(&mut self, frame: &[u8]) -> Result<(), TransportError> {
+        if frame.len() > self.max {
+            return Err(TransportError::FrameTooLong { len: frame.len(), max: self.max });
+        }
+        let len = u32::try_from(frame.len()).expect("frame limits fit in 32 bits");
+        self.stream.write_all(&len.to_le_bytes()).await.map_err(closed)?;
+        self.stream.write_all(frame).await.map_err(closed)
+    }
+
+    /// Lower priorities are sent later when the link is the bottleneck; 0 is the default.
+    pub fn set_priority(&self, priority: i32) {
+        // Fails only on a closed stream, which the next send reports.
+        let _ = self.stream.set_priority(priority);
+    }
+
+    pub fn finish(mut self) {
+        // Fails only on a stream that is closed already.
+        let _ = self.stream.finish();
+    }
+}
+
+/// Receives frames in order.
+#[derive(Debug)]
+pub struct FrameReceiver {
+    stream: RecvStream,
+    max: usize,
+}
+
+impl FrameReceiver {
+    pub(crate) const fn new(stream: RecvStream, kind: StreamKind) -> Self {
+        Self { stream, max: kind.frame_max() }
+    }
+
+    /// The next frame, or `None` when the peer finished the stream.
+    ///
+    /// Cancel-unsafe: a dropped future may have consumed part of a frame.
+    ///
+    /// # Errors
+    /// [`TransportError::FrameTooLong`] for a length over the stream kind's limit (nothing is allocated for
+    /// it), [`TransportError::Closed`] when the link ended in mid-frame.
+    pub async fn receive(&mut self) -> Result<Option<Vec<u8>>, TransportError> {
+        let mut len = [0; 4];
+        match self.stream.read_exact(&mut len).await {
+            Ok(()) => {}
+            Err(ReadExactError::FinishedEarly(0)) => return Ok(None),
+            Err(error) => return Err(closed(error)),
+        }
+        let len = u32::from_le_bytes(len) as usize;
+        if len > self.max {
+            return Err(TransportError::FrameTooLong { len, max: self.max });
+        }
+        let mut frame = vec![0; len];
+        self.stream.read_exact(&mut frame).await.map_err(closed)?;
+        Ok(Some(frame))
+    }
+}
+
+pub(crate) fn closed(error: impl std::fmt::Display) -> TransportError {
+    TransportError::Closed(error.to_string())
+}

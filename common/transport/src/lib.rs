@@ -1,0 +1,37 @@
+//! QUIC with mutual TLS: endpoints, links between two principals, and framed streams on them.
+//!
+//! Invariants: the only place that imports quinn. It knows frames and principals but no policy;
+//! every frame length is bounded by its stream kind before memory is taken for it.
+
+mod frame;
+mod link;
+
+pub use frame::{FrameReceiver, FrameSender};
+pub use link::{Endpoint, Incoming, Link, PendingStream};
+
+/// Concurrent streams that a peer may open on one link, each way. Further opens wait.
+pub const STREAMS_MAX: u32 = 256;
+
+#[derive(Debug, thiserror::Error)]
+pub enum TransportError {
+    #[error(transparent)]
+    Identity(#[from] understudy_common::identity::IdentityError),
+    #[error("cannot listen on {addr}")]
+    Bind { addr: std::net::SocketAddr, source: std::io::Error },
+    #[error("cannot dial {addr}: {why}")]
+    Dial { addr: std::net::SocketAddr, why: String },
+    #[error("TLS refused the connection: {0}; check that both certificates come from this cluster's CA and have not expired")]
+    Tls(String),
+    #[error("the link is closed: {0}")]
+    Closed(String),
+    #[error("the peer is {found}, expected {expected}")]
+    WrongPeer { expected: String, found: String },
+    #[error("a frame of {len} bytes is over the limit of {max}")]
+    FrameTooLong { len: usize, max: usize },
+    #[error("stream kind {0} is unknown or not allowed here")]
+    UnknownStream(u8),
+    #[error("no answer within {0:?}")]
+    Timeout(std::time::Duration),
+    #[error(transparent)]
+    Decode(#[from] understudy_common::wire::DecodeError),
+}
