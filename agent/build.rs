@@ -10,7 +10,10 @@ fn main() {
         let object = manifest.join("../target/bpf").join(name);
         println!("cargo::rerun-if-changed={}", object.display());
         if fs::copy(&object, out.join(name)).is_err() {
-            println!("cargo::error={} is missing: run `cargo xtask build-ebpf` first", object.display());
+            println!(
+                "cargo::error={} is missing: run `cargo xtask build-ebpf` first",
+                object.display()
+            );
         }
     }
 }

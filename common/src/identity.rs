@@ -20,8 +20,19 @@ pub const ALPN: &[u8] = b"understudy/1";
 const DOMAIN: &str = "understudy.internal";
 
 #[derive(
-    Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash,
-    rkyv::Archive, rkyv::Serialize, rkyv::Deserialize, serde::Serialize, serde::Deserialize,
+    Clone,
+    Copy,
+    Debug,
+    PartialEq,
+    Eq,
+    PartialOrd,
+    Ord,
+    Hash,
+    rkyv::Archive,
+    rkyv::Serialize,
+    rkyv::Deserialize,
+    serde::Serialize,
+    serde::Deserialize,
 )]
 #[serde(rename_all = "snake_case")]
 pub enum Principal {
@@ -79,7 +90,9 @@ impl Principal {
 pub enum IdentityError {
     #[error("the certificate cannot be read: {0}")]
     Certificate(String),
-    #[error("the certificate does not name exactly one host, coordinator or operator of an Understudy cluster")]
+    #[error(
+        "the certificate does not name exactly one host, coordinator or operator of an Understudy cluster"
+    )]
     NoPrincipal,
     #[error("{what} is not valid PEM: {why}")]
     Pem { what: &'static str, why: String },
@@ -113,7 +126,12 @@ impl Credentials {
     /// # Errors
     /// [`IdentityError`] when a part is not PEM or the certificate names no principal.
     pub fn from_pem(ca: &[u8], chain: &[u8], key: &[u8]) -> Result<Self, IdentityError> {
-        let pem = |what| move |error: rustls::pki_types::pem::Error| IdentityError::Pem { what, why: error.to_string() };
+        let pem = |what| {
+            move |error: rustls::pki_types::pem::Error| IdentityError::Pem {
+                what,
+                why: error.to_string(),
+            }
+        };
         let ca = CertificateDer::from_pem_slice(ca).map_err(pem("the CA certificate"))?;
         let chain = CertificateDer::pem_slice_iter(chain)
             .collect::<Result<Vec<_>, _>>()
@@ -124,7 +142,12 @@ impl Credentials {
             why: "no certificate in it".to_owned(),
         })?;
         let principal = Principal::of_certificate(leaf)?;
-        Ok(Self { ca, chain, key, principal })
+        Ok(Self {
+            ca,
+            chain,
+            key,
+            principal,
+        })
     }
 
     pub const fn principal(&self) -> Principal {
@@ -190,7 +213,12 @@ mod tests {
         ] {
             assert_eq!(Principal::from_dns_name(&principal.dns_name()), Some(principal));
         }
-        for name in ["host-1.example.org", "host-x.understudy.internal", "understudy.internal", "db-1.understudy.internal"] {
+        for name in [
+            "host-1.example.org",
+            "host-x.understudy.internal",
+            "understudy.internal",
+            "db-1.understudy.internal",
+        ] {
             assert_eq!(Principal::from_dns_name(name), None, "{name}");
         }
     }

@@ -7,8 +7,15 @@ use crate::id::HostId;
 
 /// A validated service declaration, as it stands in the replicated state and in orders.
 #[derive(
-    Clone, Debug, PartialEq, Eq,
-    rkyv::Archive, rkyv::Serialize, rkyv::Deserialize, serde::Serialize, serde::Deserialize,
+    Clone,
+    Debug,
+    PartialEq,
+    Eq,
+    rkyv::Archive,
+    rkyv::Serialize,
+    rkyv::Deserialize,
+    serde::Serialize,
+    serde::Deserialize,
 )]
 pub struct ServiceSpec {
     pub name: String,
@@ -28,8 +35,16 @@ pub struct ServiceSpec {
 }
 
 #[derive(
-    Clone, Copy, Debug, PartialEq, Eq,
-    rkyv::Archive, rkyv::Serialize, rkyv::Deserialize, serde::Serialize, serde::Deserialize,
+    Clone,
+    Copy,
+    Debug,
+    PartialEq,
+    Eq,
+    rkyv::Archive,
+    rkyv::Serialize,
+    rkyv::Deserialize,
+    serde::Serialize,
+    serde::Deserialize,
 )]
 #[serde(rename_all = "kebab-case")]
 pub enum Consistency {
@@ -40,8 +55,16 @@ pub enum Consistency {
 /// What an acknowledgement of the service to its clients promises, so that reports can name the
 /// loss that a crash may cause.
 #[derive(
-    Clone, Copy, Debug, PartialEq, Eq,
-    rkyv::Archive, rkyv::Serialize, rkyv::Deserialize, serde::Serialize, serde::Deserialize,
+    Clone,
+    Copy,
+    Debug,
+    PartialEq,
+    Eq,
+    rkyv::Archive,
+    rkyv::Serialize,
+    rkyv::Deserialize,
+    serde::Serialize,
+    serde::Deserialize,
 )]
 #[serde(rename_all = "kebab-case")]
 pub enum Ack {
@@ -51,8 +74,15 @@ pub enum Ack {
 }
 
 #[derive(
-    Clone, Debug, PartialEq, Eq,
-    rkyv::Archive, rkyv::Serialize, rkyv::Deserialize, serde::Serialize, serde::Deserialize,
+    Clone,
+    Debug,
+    PartialEq,
+    Eq,
+    rkyv::Archive,
+    rkyv::Serialize,
+    rkyv::Deserialize,
+    serde::Serialize,
+    serde::Deserialize,
 )]
 pub struct Workload {
     /// Program and arguments; it stays in the foreground.
@@ -66,8 +96,15 @@ pub struct Workload {
 }
 
 #[derive(
-    Clone, Debug, PartialEq, Eq,
-    rkyv::Archive, rkyv::Serialize, rkyv::Deserialize, serde::Serialize, serde::Deserialize,
+    Clone,
+    Debug,
+    PartialEq,
+    Eq,
+    rkyv::Archive,
+    rkyv::Serialize,
+    rkyv::Deserialize,
+    serde::Serialize,
+    serde::Deserialize,
 )]
 #[serde(rename_all = "kebab-case")]
 pub enum Health {
@@ -138,7 +175,12 @@ impl TryFrom<RawServiceSpec> for ServiceSpec {
     type Error = SpecError;
 
     fn try_from(raw: RawServiceSpec) -> Result<Self, SpecError> {
-        let fail = |key, rule: &str| Err(SpecError { key, rule: rule.to_owned() });
+        let fail = |key, rule: &str| {
+            Err(SpecError {
+                key,
+                rule: rule.to_owned(),
+            })
+        };
         let named = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-';
         if raw.name.is_empty() || raw.name.len() > 32 || !raw.name.chars().all(named) {
             return fail("name", "1 to 32 lower-case letters, digits and hyphens");
@@ -147,8 +189,13 @@ impl TryFrom<RawServiceSpec> for ServiceSpec {
             return fail("paths", "1 to 64 directories");
         }
         for path in &raw.paths {
-            let clean = path.starts_with('/') && path.len() > 1 && !path.ends_with('/')
-                && path.split('/').skip(1).all(|part| !matches!(part, "" | "." | ".."));
+            let clean = path.starts_with('/')
+                && path.len() > 1
+                && !path.ends_with('/')
+                && path
+                    .split('/')
+                    .skip(1)
+                    .all(|part| !matches!(part, "" | "." | ".."));
             if !clean {
                 return fail("paths", &format!("`{path}` is not a plain absolute directory"));
             }
@@ -160,7 +207,10 @@ impl TryFrom<RawServiceSpec> for ServiceSpec {
             .filter(|(ip, len)| (1..=32).contains(len) && !ip.is_loopback() && !ip.is_unspecified())
             .ok_or_else(|| SpecError {
                 key: "address",
-                rule: format!("`{}` is not an IPv4 address with a prefix length, like 192.0.2.10/24", raw.address),
+                rule: format!(
+                    "`{}` is not an IPv4 address with a prefix length, like 192.0.2.10/24",
+                    raw.address
+                ),
             })?;
         if raw.interface.is_empty() || raw.interface.len() > 15 {
             return fail("interface", "1 to 15 characters");
@@ -169,11 +219,18 @@ impl TryFrom<RawServiceSpec> for ServiceSpec {
             return fail("freeze_ms_max", "1 to 1000 milliseconds");
         }
         let distinct: std::collections::BTreeSet<_> = raw.hosts.iter().collect();
-        if raw.hosts.len() < 2 || raw.hosts.len() > HOSTS_MAX || distinct.len() != raw.hosts.len() || distinct.contains(&0) {
+        if raw.hosts.len() < 2
+            || raw.hosts.len() > HOSTS_MAX
+            || distinct.len() != raw.hosts.len()
+            || distinct.contains(&0)
+        {
             return fail("hosts", "2 to 16 different host numbers, from 1");
         }
         if raw.workload.start.is_empty() || !raw.workload.start[0].starts_with('/') {
-            return fail("workload.start", "the absolute path of a program, then its arguments");
+            return fail(
+                "workload.start",
+                "the absolute path of a program, then its arguments",
+            );
         }
         if matches!(&raw.workload.health, Health::Exec(command) if command.is_empty()) {
             return fail("workload.health.exec", "a program, then its arguments");

@@ -31,7 +31,9 @@ pub enum Response {
     Document(String),
 }
 
-#[derive(Clone, Debug, PartialEq, Eq, rkyv::Archive, rkyv::Serialize, rkyv::Deserialize, thiserror::Error)]
+#[derive(
+    Clone, Debug, PartialEq, Eq, rkyv::Archive, rkyv::Serialize, rkyv::Deserialize, thiserror::Error,
+)]
 pub enum Refusal {
     #[error("{speaker} may not speak for {subject}")]
     NotYours { speaker: String, subject: String },
@@ -58,7 +60,9 @@ pub struct Hello {
 }
 
 /// What the machine is, from `sysinfo`.
-#[derive(Clone, Debug, Default, PartialEq, Eq, rkyv::Archive, rkyv::Serialize, rkyv::Deserialize, serde::Serialize)]
+#[derive(
+    Clone, Debug, Default, PartialEq, Eq, rkyv::Archive, rkyv::Serialize, rkyv::Deserialize, serde::Serialize,
+)]
 pub struct Inventory {
     pub kernel: String,
     pub os: String,
@@ -95,7 +99,9 @@ pub struct HostReport {
 }
 
 /// Where one host stands with one service. Facts only; the coordinator draws the conclusions.
-#[derive(Clone, Debug, PartialEq, Eq, rkyv::Archive, rkyv::Serialize, rkyv::Deserialize, serde::Serialize)]
+#[derive(
+    Clone, Debug, PartialEq, Eq, rkyv::Archive, rkyv::Serialize, rkyv::Deserialize, serde::Serialize,
+)]
 pub struct ServiceReport {
     pub service: ServiceId,
     /// Highest epoch seen here.
@@ -118,7 +124,9 @@ pub struct ServiceReport {
     pub sync: SyncFigures,
 }
 
-#[derive(Clone, Debug, PartialEq, Eq, rkyv::Archive, rkyv::Serialize, rkyv::Deserialize, serde::Serialize)]
+#[derive(
+    Clone, Debug, PartialEq, Eq, rkyv::Archive, rkyv::Serialize, rkyv::Deserialize, serde::Serialize,
+)]
 pub struct FinalCut {
     pub epoch: Epoch,
     pub generation: GenerationId,
@@ -126,7 +134,18 @@ pub struct FinalCut {
 }
 
 /// State of a shadow's copy.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, rkyv::Archive, rkyv::Serialize, rkyv::Deserialize, serde::Serialize)]
+#[derive(
+    Clone,
+    Copy,
+    Debug,
+    Default,
+    PartialEq,
+    Eq,
+    rkyv::Archive,
+    rkyv::Serialize,
+    rkyv::Deserialize,
+    serde::Serialize,
+)]
 #[serde(rename_all = "kebab-case")]
 pub enum CopyState {
     /// Nothing usable.
@@ -139,7 +158,9 @@ pub enum CopyState {
 }
 
 /// Cumulative figures of one service's sync on one host since the agent started.
-#[derive(Clone, Debug, Default, PartialEq, Eq, rkyv::Archive, rkyv::Serialize, rkyv::Deserialize, serde::Serialize)]
+#[derive(
+    Clone, Debug, Default, PartialEq, Eq, rkyv::Archive, rkyv::Serialize, rkyv::Deserialize, serde::Serialize,
+)]
 pub struct SyncFigures {
     pub generations: u64,
     /// Bytes sent for whole files (first copy or resync).
@@ -167,9 +188,18 @@ pub enum Operate {
     /// Hosts, services, coordinators, recent events.
     Status,
     /// Events after this sequence number, oldest first, bounded.
-    Events { after: u64 },
-    ApplyService { toml: String },
-    Handover { service: String, to: Option<String> },
+    Events {
+        after: u64,
+    },
+    ApplyService {
+        toml: String,
+    },
+    Handover {
+        service: String,
+        to: Option<String>,
+    },
     /// Ends a host's safe mode.
-    Restore { host: String },
+    Restore {
+        host: String,
+    },
 }

@@ -60,9 +60,16 @@ pub struct DecodeError {
 /// Archives a message.
 pub fn encode<T>(message: &T) -> rkyv::util::AlignedVec
 where
-    T: for<'a> rkyv::Serialize<rkyv::api::high::HighSerializer<rkyv::util::AlignedVec, rkyv::ser::allocator::ArenaHandle<'a>, rkyv::rancor::Error>>,
+    T: for<'a> rkyv::Serialize<
+            rkyv::api::high::HighSerializer<
+                rkyv::util::AlignedVec,
+                rkyv::ser::allocator::ArenaHandle<'a>,
+                rkyv::rancor::Error,
+            >,
+        >,
 {
-    rkyv::to_bytes::<rkyv::rancor::Error>(message).expect("serialising into memory has no failure but exhaustion")
+    rkyv::to_bytes::<rkyv::rancor::Error>(message)
+        .expect("serialising into memory has no failure but exhaustion")
 }
 
 /// Checks and reads a message; `bytes` may have any alignment.

@@ -14,14 +14,20 @@ pub struct FrameSender {
 
 impl FrameSender {
     pub(crate) const fn new(stream: SendStream, kind: StreamKind) -> Self {
-        Self { stream, max: kind.frame_max() }
+        Self {
+            stream,
+            max: kind.frame_max(),
+        }
     }
 
     /// # Errors
     /// [`TransportError::FrameTooLong`] before anything is sent, [`TransportError::Closed`] when the link ended.
     pub async fn send(&mut self, frame: &[u8]) -> Result<(), TransportError> {
         if frame.len() > self.max {
-            return Err(TransportError::FrameTooLong { len: frame.len(), max: self.max });
+            return Err(TransportError::FrameTooLong {
+                len: frame.len(),
+                max: self.max,
+            });
         }
         let len = u32::try_from(frame.len()).expect("frame limits fit in 32 bits");
         self.stream.write_all(&len.to_le_bytes()).await.map_err(closed)?;
@@ -49,7 +55,10 @@ pub struct FrameReceiver {
 
 impl FrameReceiver {
     pub(crate) const fn new(stream: RecvStream, kind: StreamKind) -> Self {
-        Self { stream, max: kind.frame_max() }
+        Self {
+            stream,
+            max: kind.frame_max(),
+        }
     }
 
     /// The next frame, or `None` when the peer finished the stream.

@@ -17,10 +17,15 @@ pub enum TransportError {
     #[error(transparent)]
     Identity(#[from] understudy_common::identity::IdentityError),
     #[error("cannot listen on {addr}")]
-    Bind { addr: std::net::SocketAddr, source: std::io::Error },
+    Bind {
+        addr: std::net::SocketAddr,
+        source: std::io::Error,
+    },
     #[error("cannot dial {addr}: {why}")]
     Dial { addr: std::net::SocketAddr, why: String },
-    #[error("TLS refused the connection: {0}; check that both certificates come from this cluster's CA and have not expired")]
+    #[error(
+        "TLS refused the connection: {0}; check that both certificates come from this cluster's CA and have not expired"
+    )]
     Tls(String),
     #[error("the link is closed: {0}")]
     Closed(String),

@@ -48,7 +48,9 @@ impl Endpoint {
     /// [`TransportError::Bind`] when the socket is gone.
     pub fn local_addr(&self) -> Result<SocketAddr, TransportError> {
         let addr = SocketAddr::from(([0, 0, 0, 0], 0));
-        self.endpoint.local_addr().map_err(|source| TransportError::Bind { addr, source })
+        self.endpoint
+            .local_addr()
+            .map_err(|source| TransportError::Bind { addr, source })
     }
 
     /// Dials `addr`; the certificate there must be that of `expected`.
@@ -59,19 +61,27 @@ impl Endpoint {
         let connection = self
             .endpoint
             .connect(addr, &expected.dns_name())
-            .map_err(|error| TransportError::Dial { addr, why: error.to_string() })?
+            .map_err(|error| TransportError::Dial {
+                addr,
+                why: error.to_string(),
+            })?
             .await
             .map_err(|error| refused(error, |why| TransportError::Dial { addr, why }))?;
         let link = Link::of(connection)?;
         if link.principal != expected {
-            return Err(TransportError::WrongPeer { expected: expected.to_string(), found: link.principal.to_string() });
+            return Err(TransportError::WrongPeer {
+                expected: expected.to_string(),
+                found: link.principal.to_string(),
+            });
         }
         Ok(link)
     }
 
     /// The next peer that knocks, before its handshake; `None` once the endpoint is closed.
     pub async fn accept(&self) -> Option<Incoming> {
-        Some(Incoming { incoming: self.endpoint.accept().await? })
+        Some(Incoming {
+            incoming: self.endpoint.accept().await?,
+        })
     }
 
     pub fn close(&self) {
@@ -98,7 +108,10 @@ impl Incoming {
     /// # Errors
     /// [`TransportError::Tls`] when the certificate is refused or names no principal.
     pub async fn handshake(self) -> Result<Link, TransportError> {
-        let connection = self.incoming.await.map_err(|error| refused(error, TransportError::Closed))?;
+        let connection = self
+            .incoming
+            .await
+            .map_err(|error| refused(error, TransportError::Closed))?;
         Link::of(connection)
     }
 }
@@ -116,9 +129,14 @@ impl Link {
             .peer_identity()
             .and_then(|any| any.downcast::<Vec<CertificateDer<'static>>>().ok())
             .ok_or_else(|| TransportError::Tls("the peer sent no certificate".to_owned()))?;
-        let leaf = identity.first().ok_or_else(|| TransportError::Tls("the peer sent no certificate".to_owned()))?;
+        let leaf = identity
+            .first()
+            .ok_or_else(|| TransportError::Tls("the peer sent no certificate".to_owned()))?;
         let principal = Principal::of_certificate(leaf)?;
-        Ok(Self { connection, principal })
+        Ok(Self {
+            connection,
+            principal,
+        })
     }
 
     /// Who is at the other end, by its certificate.
@@ -144,7 +162,10 @@ impl Link {
             let (mut sender, mut receiver) = self.open_bi(StreamKind::Rpc).await?;
             sender.send(&wire::encode(request)).await?;
             sender.finish();
-            let frame = receiver.receive().await?.ok_or_else(|| TransportError::Closed("no response".to_owned()))?;
+            let frame = receiver
+                .receive()
+                .await?
+                .ok_or_else(|| TransportError::Closed("no response".to_owned()))?;
             Ok(wire::decode::<Response>(&frame)?)
         })
         .await
@@ -216,7 +237,11 @@ impl PendingStream<quinn::SendStream> {
     /// [`TransportError::UnknownStream`] for a kind byte that is not in [`StreamKind`].
     pub async fn kind(mut self) -> Result<(StreamKind, FrameSender, FrameReceiver), TransportError> {
         let kind = self.read_kind().await?;
-        Ok((kind, FrameSender::new(self.sender, kind), FrameReceiver::new(self.receiver, kind)))
+        Ok((
+            kind,
+            FrameSender::new(self.sender, kind),
+            FrameReceiver::new(self.receiver, kind),
+        ))
     }
 }
 
@@ -232,7 +257,9 @@ impl PendingStream<()> {
 fn transport_config() -> TransportConfig {
     let mut config = TransportConfig::default();
     config
-        .max_idle_timeout(Some(IdleTimeout::try_from(IDLE_TIMEOUT).expect("the idle timeout fits a varint")))
+        .max_idle_timeout(Some(
+            IdleTimeout::try_from(IDLE_TIMEOUT).expect("the idle timeout fits a varint"),
+        ))
         .keep_alive_interval(Some(KEEP_ALIVE))
         .max_concurrent_bidi_streams(VarInt::from_u32(STREAMS_MAX))
         .max_concurrent_uni_streams(VarInt::from_u32(STREAMS_MAX))
@@ -248,5 +275,9 @@ fn refused(error: ConnectionError, otherwise: impl FnOnce(String) -> TransportEr
         ConnectionError::ConnectionClosed(e) => (0x100..0x200).contains(&u64::from(e.error_code)),
         _ => false,
     };
-    if tls { TransportError::Tls(error.to_string()) } else { otherwise(error.to_string()) }
+    if tls {
+        TransportError::Tls(error.to_string())
+    } else {
+        otherwise(error.to_string())
+    }
 }
