@@ -7,6 +7,8 @@
 pub mod abi;
 
 #[cfg(feature = "std")]
+pub mod beacon;
+#[cfg(feature = "std")]
 pub mod id;
 #[cfg(feature = "std")]
 pub mod identity;
