@@ -1,5 +1,7 @@
 //! The host agent: watches the kernel, ships generations, holds leases, obeys orders.
 
+pub mod sync;
+
 /// The kernel programs, as `cargo xtask build-ebpf` built them.
 pub mod object {
     use aya::include_bytes_aligned;

@@ -1,0 +1,3 @@
+//! Generations: what changed here, shipped there.
+
+pub mod tracker;
