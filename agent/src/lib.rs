@@ -1,5 +1,6 @@
 //! The host agent: watches the kernel, ships generations, holds leases, obeys orders.
 
+pub mod btf;
 pub mod sync;
 
 /// The kernel programs, as `cargo xtask build-ebpf` built them.
