@@ -11,3 +11,6 @@ pub mod object {
     pub static DIRTY: &[u8] = include_bytes_aligned!(concat!(env!("OUT_DIR"), "/dirty"));
     pub static GATE: &[u8] = include_bytes_aligned!(concat!(env!("OUT_DIR"), "/gate"));
 }
+
+pub mod lease;
+pub mod workload;

@@ -13,6 +13,8 @@ pub mod id;
 #[cfg(feature = "std")]
 pub mod identity;
 #[cfg(feature = "std")]
+pub mod lease;
+#[cfg(feature = "std")]
 pub mod spec;
 #[cfg(feature = "std")]
 pub mod units;
