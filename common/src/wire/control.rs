@@ -202,4 +202,8 @@ pub enum Operate {
     Restore {
         host: String,
     },
+    /// Stops or resumes moves by prediction. Failovers are never held back.
+    Pause {
+        on: bool,
+    },
 }

@@ -1,0 +1,201 @@
+//! First grants, lease ends and holders that do not serve.
+
+use std::collections::BTreeSet;
+
+use understudy_common::id::{GenerationId, HostId, ServiceId};
+use understudy_common::units::BootTime;
+
+use super::handover::cut_pending;
+use super::score::Takeover;
+use super::{ACTIVATE_MAX, Act, COLLECT_MAX, FENCE_MAX, Proposal, SELF_RETRY, STORM_DELAY, View};
+use crate::state::{Change, GrantReason, Phase, Service, Step};
+
+/// The first host that is alive becomes the first primary.
+pub(super) fn first_grant(view: &View<'_>, id: ServiceId, service: &Service) -> Option<Proposal> {
+    if service.holder.is_some() {
+        return None;
+    }
+    let host = *service
+        .spec
+        .hosts
+        .iter()
+        .find(|host| view.is_alive(**host) && !view.in_safe_mode(**host))?;
+    let why = format!(
+        "{} is the first of its hosts that is alive",
+        view.state.host_name(host)
+    );
+    grant(view, id, service, host, None, GrantReason::First, why)
+}
+
+/// The next holder of a service whose lease surely ended.
+pub(super) fn after_lease_end(
+    view: &View<'_>,
+    id: ServiceId,
+    service: &Service,
+    storm: bool,
+) -> Option<Proposal> {
+    let holder = service.holder?;
+    let ended = view.facts.leases.ended_at(id, service.epoch)?;
+    if cut_pending(view, id, service) {
+        return None;
+    }
+    let waited = view.facts.now.since(ended);
+    if storm && waited < STORM_DELAY {
+        return None;
+    }
+    let candidates: BTreeSet<HostId> = if service.ever_served {
+        service.shadows.clone()
+    } else {
+        let others = service.spec.hosts.iter().filter(|host| **host != holder.host);
+        others.copied().filter(|host| !view.in_safe_mode(*host)).collect()
+    };
+    let heard = candidates
+        .iter()
+        .filter(|host| view.reported_since(**host, ended));
+    let all_heard = heard.clone().count() == candidates.len() && !candidates.is_empty();
+    if !all_heard && waited < COLLECT_MAX {
+        return None;
+    }
+    let best = heard
+        .filter(|host| !service.ever_served || view.is_ready(**host, id))
+        .max_by_key(|host| Takeover::of(view, id, service, **host));
+    if let Some(host) = best {
+        let from = service.ever_served.then(|| sealed(view, *host, id)).flatten();
+        let why = format!(
+            "the lease of {} ended and {} has the newest sealed generation",
+            view.state.host_name(holder.host),
+            view.state.host_name(*host)
+        );
+        return grant(view, id, service, *host, from, GrantReason::LeaseEnded, why);
+    }
+    back_to_itself(view, id, service, ended)
+}
+
+/// Nobody else can take over: the last holder gets its lease back, or the next epoch when it can no
+/// longer hold this one.
+fn back_to_itself(view: &View<'_>, id: ServiceId, service: &Service, ended: BootTime) -> Option<Proposal> {
+    let holder = service.holder?;
+    let condemned = view.facts.leases.is_condemned(id, service.epoch);
+    let lost =
+        condemned || service.is_fenced() || service.holder_rebooted(view.state) || fenced(view, id, service);
+    if !lost {
+        let why = format!("no shadow of {} can take over", service.spec.name);
+        let act = Act::Strand {
+            service: id,
+            epoch: service.epoch,
+        };
+        return Some(Proposal { act, why });
+    }
+    let patience = if condemned { SELF_RETRY } else { COLLECT_MAX };
+    if !view.reported_since(holder.host, ended) || view.facts.now.since(ended) < patience {
+        return None;
+    }
+    let why = format!(
+        "no shadow can take over and {} was the last holder",
+        view.state.host_name(holder.host)
+    );
+    let from = service
+        .ever_served
+        .then(|| sealed(view, holder.host, id))
+        .flatten();
+    grant(view, id, service, holder.host, from, GrantReason::LeaseEnded, why)
+}
+
+/// The holder says that it serves.
+pub(super) fn serving(view: &View<'_>, id: ServiceId, service: &Service) -> Option<Proposal> {
+    let holder = service.holder.filter(|holder| !holder.served)?;
+    let report = view.service_report(holder.host, id)?;
+    (report.serving == Some(service.epoch)).then(|| Proposal {
+        act: Act::Commit(Change::Served {
+            service: id,
+            epoch: service.epoch,
+        }),
+        why: format!("{} reports it", view.state.host_name(holder.host)),
+    })
+}
+
+/// A holder that does not do what its order says loses the lease.
+pub(super) fn condemn(view: &View<'_>, id: ServiceId, service: &Service) -> Option<Proposal> {
+    let holder = service.holder?;
+    if view.facts.leases.is_condemned(id, service.epoch) {
+        return None;
+    }
+    let name = view.state.host_name(holder.host);
+    let failure = view.service_report(holder.host, id).and_then(|report| {
+        let fresh = report.epoch == service.epoch && report.revision >= service.revision;
+        report
+            .failure
+            .as_ref()
+            .filter(|_| fresh && report.serving.is_none())
+    });
+    let why = if let Some(failure) = failure {
+        format!("{name} failed to serve: {failure}")
+    } else if !holder.served && view.in_step_for(id) > service.spec.workload.start_timeout + ACTIVATE_MAX {
+        format!("{name} does not serve in time")
+    } else if matches!(
+        service.phase,
+        Phase::Handover {
+            step: Step::Release,
+            ..
+        }
+    ) && view.in_step_for(id) > FENCE_MAX
+    {
+        format!("{name} does not close its gate in time")
+    } else {
+        return None;
+    };
+    let act = Act::Condemn {
+        service: id,
+        epoch: service.epoch,
+    };
+    Some(Proposal { act, why })
+}
+
+/// Whether leases of more than the allowed share of hosts are over: more likely this coordinator's
+/// own trouble than that of all these hosts.
+pub(super) fn storm(view: &View<'_>) -> bool {
+    let ended: BTreeSet<HostId> = view
+        .state
+        .services
+        .iter()
+        .filter(|(id, service)| {
+            view.facts.leases.ended_at(**id, service.epoch).is_some() && !service.is_fenced()
+        })
+        .filter_map(|(_, service)| Some(service.holder?.host))
+        .collect();
+    ended.len() > super::handover::share_max(view.state)
+}
+
+pub(super) fn grant(
+    view: &View<'_>,
+    id: ServiceId,
+    service: &Service,
+    host: HostId,
+    from: Option<GenerationId>,
+    reason: GrantReason,
+    why: String,
+) -> Option<Proposal> {
+    Some(Proposal {
+        act: Act::Commit(Change::Grant {
+            service: id,
+            epoch: service.epoch.next(),
+            holder: host,
+            boot: view.boot(host)?,
+            from,
+            reason,
+        }),
+        why,
+    })
+}
+
+/// Whether the holder reported that its gate is closed for the current epoch.
+fn fenced(view: &View<'_>, id: ServiceId, service: &Service) -> bool {
+    service
+        .holder
+        .and_then(|holder| view.service_report(holder.host, id))
+        .is_some_and(|report| report.fenced >= service.epoch)
+}
+
+fn sealed(view: &View<'_>, host: HostId, id: ServiceId) -> Option<GenerationId> {
+    view.service_report(host, id)?.generation
+}

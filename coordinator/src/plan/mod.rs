@@ -1,0 +1,203 @@
+//! The planner: a pure function from the replicated state and what this leader has seen lately to
+//! proposals.
+//!
+//! Invariants: `plan/` reads no clock, proposes nothing for a service that has a proposal under
+//! way, and grants an epoch only when the lease table says that the one before it is surely over
+//! or the holder fenced it. Nothing is moved by prediction onto a host that is itself at risk, in safe
+//! mode or not ready. A lease end is never held back by the anti-flap rules, only by the storm delay.
+
+mod failover;
+mod handover;
+mod risk;
+mod score;
+mod shadows;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
+use std::time::Duration;
+
+use understudy_common::id::{Epoch, HostId, ServiceId};
+use understudy_common::units::{BasisPoints, BootTime};
+use understudy_common::wire::{CopyState, HostReport, ServiceReport};
+
+use crate::lease::LeaseTable;
+use crate::state::{Change, Phase, Service, State, Step};
+
+pub use handover::check_target;
+
+/// A report older than this says nothing about whether its host is alive.
+pub const ALIVE: Duration = Duration::from_millis(1_500);
+/// How long a failover waits for the shadows of the set to report after the lease end.
+pub const COLLECT_MAX: Duration = Duration::from_millis(300);
+/// Extra wait when the leases of more than the share of hosts end at once.
+pub const STORM_DELAY: Duration = Duration::from_millis(2_000);
+/// Share of hosts, in percent, that may be acted on at once (never less than one host).
+pub const SHARE_MAX_PERCENT: usize = 34;
+/// Ticks at or above the threshold before a service is moved by prediction.
+pub const OVER_TICKS: u32 = 3;
+/// Ticks below half the threshold before safe mode ends.
+pub const CALM_TICKS: u32 = 30;
+/// One predicted move of a service within this window.
+pub const PREDICTED_WINDOW_MS: u64 = 600_000;
+/// How long a holder may take to close its gate in a planned handover.
+pub const FENCE_MAX: Duration = Duration::from_millis(3_000);
+/// How long the final cut may take beyond the workload's stop timeout.
+pub const CUT_MAX: Duration = Duration::from_millis(15_000);
+/// How long an activation may take beyond the workload's start timeout.
+pub const ACTIVATE_MAX: Duration = Duration::from_millis(10_000);
+/// How long a holder that failed waits before it gets the next epoch itself, for want of another.
+pub const SELF_RETRY: Duration = Duration::from_millis(5_000);
+
+/// What this leader has seen of one host.
+#[derive(Clone, Debug, Default)]
+pub struct Seen {
+    pub report: Option<HostReport>,
+    /// When the report arrived.
+    pub arrived: BootTime,
+    /// Its link closed since: evidence, not proof, that it is dead.
+    pub gone: bool,
+    /// Consecutive ticks with a risk at or above the threshold.
+    pub over: u32,
+    /// Consecutive ticks with a risk below half of it.
+    pub calm: u32,
+}
+
+/// Everything volatile that a plan depends on.
+#[derive(Clone, Copy, Debug)]
+pub struct Facts<'a> {
+    pub now: BootTime,
+    pub wall_ms: u64,
+    pub threshold: Option<BasisPoints>,
+    pub seen: &'a BTreeMap<HostId, Seen>,
+    pub leases: &'a LeaseTable,
+    /// When this leader first saw each service's present step.
+    pub since: &'a BTreeMap<ServiceId, BootTime>,
+    /// Services with a proposal under way.
+    pub busy: &'a BTreeSet<ServiceId>,
+}
+
+/// One thing to do, and why.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Proposal {
+    pub act: Act,
+    pub why: String,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Act {
+    /// Propose this change.
+    Commit(Change),
+    /// Answer no more renewals of this epoch, so that it ends.
+    Condemn { service: ServiceId, epoch: Epoch },
+    /// Nobody can take over: let the holder have its ended lease back if it returns.
+    Strand { service: ServiceId, epoch: Epoch },
+}
+
+impl fmt::Display for Proposal {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:?}: {}", self.act, self.why)
+    }
+}
+
+/// All that is to be done now. At most one proposal per service.
+pub fn plan(state: &State, facts: &Facts<'_>) -> Vec<Proposal> {
+    let mut proposals = Vec::new();
+    let view = View { state, facts };
+    let storm = failover::storm(&view);
+    let mut acted_on = handover::acted_on(state);
+    for (id, service) in &state.services {
+        if facts.busy.contains(id) {
+            continue;
+        }
+        let proposal = failover::first_grant(&view, *id, service)
+            .or_else(|| handover::advance(&view, *id, service))
+            .or_else(|| failover::after_lease_end(&view, *id, service, storm))
+            .or_else(|| failover::serving(&view, *id, service))
+            .or_else(|| failover::condemn(&view, *id, service))
+            .or_else(|| handover::predicted(&view, *id, service, &mut acted_on))
+            .or_else(|| shadows::unready(&view, *id, service))
+            .or_else(|| shadows::ready(&view, *id, service))
+            .or_else(|| shadows::missing(&view, *id, service));
+        proposals.extend(proposal);
+    }
+    proposals.extend(risk::calmed(&view));
+    proposals
+}
+
+/// The step a service is in, to tell how long it has been there.
+pub fn step_of(service: &Service) -> (Epoch, u8) {
+    let step = match &service.phase {
+        Phase::Steady => 0,
+        Phase::Failover => 1,
+        Phase::Handover { step, .. } => match step {
+            Step::Release => 2,
+            // The cut may be extended by later acknowledgements: one step with one bound.
+            Step::Fenced | Step::Cut(_) => 3,
+            Step::Activate => 4,
+        },
+    };
+    (service.epoch, step)
+}
+
+/// State and facts side by side.
+#[derive(Clone, Copy)]
+pub(crate) struct View<'a> {
+    pub state: &'a State,
+    pub facts: &'a Facts<'a>,
+}
+
+impl<'a> View<'a> {
+    /// The last report of the host's registered boot.
+    fn report(&self, host: HostId) -> Option<(&'a Seen, &'a HostReport)> {
+        let seen = self.facts.seen.get(&host)?;
+        let report = seen.report.as_ref()?;
+        (self.state.hosts.get(&host)?.boot == report.boot).then_some((seen, report))
+    }
+
+    /// What the host last said about the service.
+    fn service_report(&self, host: HostId, service: ServiceId) -> Option<&'a ServiceReport> {
+        let (_, report) = self.report(host)?;
+        report.services.iter().find(|report| report.service == service)
+    }
+
+    /// Whether the host's last report is recent and its link was not seen to close since.
+    fn is_alive(&self, host: HostId) -> bool {
+        self.report(host)
+            .is_some_and(|(seen, _)| !seen.gone && self.facts.now.since(seen.arrived) <= ALIVE)
+    }
+
+    /// Whether the host is alive and reported after `instant`.
+    fn reported_since(&self, host: HostId, instant: BootTime) -> bool {
+        self.is_alive(host) && self.report(host).is_some_and(|(seen, _)| seen.arrived >= instant)
+    }
+
+    fn is_ready(&self, host: HostId, service: ServiceId) -> bool {
+        self.service_report(host, service)
+            .is_some_and(|report| report.copy == CopyState::Ready && report.generation.is_some())
+    }
+
+    fn is_at_risk(&self, host: HostId) -> bool {
+        let Some(threshold) = self.facts.threshold else {
+            return false;
+        };
+        let over = self.facts.seen.get(&host).is_some_and(|seen| seen.over > 0);
+        let risk = self.state.hosts.get(&host).and_then(|host| host.risk);
+        over || risk.is_some_and(|risk| risk >= threshold)
+    }
+
+    fn in_safe_mode(&self, host: HostId) -> bool {
+        self.state.hosts.get(&host).is_none_or(|host| host.safe_mode)
+    }
+
+    fn boot(&self, host: HostId) -> Option<u128> {
+        Some(self.state.hosts.get(&host)?.boot)
+    }
+
+    /// How long this leader has seen the service in its present step.
+    fn in_step_for(&self, service: ServiceId) -> Duration {
+        self.facts
+            .since
+            .get(&service)
+            .map_or(Duration::ZERO, |since| self.facts.now.since(*since))
+    }
+}

@@ -1,0 +1,124 @@
+//! The status document for people and the CLI.
+
+use serde_json::{Value, json};
+use understudy_common::id::{CoordinatorId, HostId, ServiceId};
+use understudy_common::units::BootTime;
+use understudy_common::wire::ServiceReport;
+
+use super::{Leading, Replica};
+use crate::plan::ALIVE;
+use crate::state::{Host, Service};
+
+impl Replica {
+    /// What this replica knows, as JSON.
+    pub fn status(&self, now: BootTime) -> Value {
+        json!({
+            "leader": self.leader(),
+            "paused": self.state.paused,
+            "coordinators": self.settings.members.iter().map(|id| self.coordinator(*id)).collect::<Vec<_>>(),
+            "hosts": self.state.hosts.iter().map(|(id, host)| self.host(now, *id, host)).collect::<Vec<_>>(),
+            "services": self
+                .state
+                .services
+                .iter()
+                .map(|(id, service)| self.service(*id, service))
+                .collect::<Vec<_>>(),
+        })
+    }
+
+    fn coordinator(&self, id: CoordinatorId) -> Value {
+        let me = id == self.settings.id;
+        let role = if self.leader() == Some(id) {
+            "leader"
+        } else if me || self.is_leader() {
+            "follower"
+        } else {
+            "unknown"
+        };
+        // Of the others a leader knows what they acknowledged.
+        let progress = self.node.raft.prs().get(id.0).filter(|_| self.is_leader());
+        let applied = if me {
+            Some(self.applied())
+        } else {
+            progress.map(|progress| progress.matched)
+        };
+        let commits = if me {
+            Some(self.commits())
+        } else {
+            progress.map(|progress| progress.committed_index)
+        };
+        let reachable = me || progress.is_some_and(|progress| progress.recent_active);
+        json!({
+            "id": id,
+            "role": role,
+            "term": self.term(),
+            "applied": applied,
+            "commits": commits,
+            "reachable": reachable,
+        })
+    }
+
+    fn host(&self, now: BootTime, id: HostId, host: &Host) -> Value {
+        let alive = self
+            .leading
+            .as_ref()
+            .and_then(|leading| leading.seen.get(&id))
+            .is_some_and(|seen| !seen.gone && seen.report.is_some() && now.since(seen.arrived) <= ALIVE);
+        json!({
+            "id": id,
+            "name": host.name,
+            "addr": host.addr,
+            "version": host.version,
+            "alive": alive,
+            "risk_bp": host.risk,
+            "safe_mode": host.safe_mode,
+            "ebpf_source": host.inventory.ebpf_source,
+            "ebpf_programs": host.inventory.ebpf_programs,
+            "inventory": host.inventory,
+        })
+    }
+
+    fn service(&self, id: ServiceId, service: &Service) -> Value {
+        let leading = self.leading.as_ref();
+        let primary = service
+            .holder
+            .and_then(|holder| last_report(leading, holder.host, id));
+        let serving = primary.is_some_and(|report| report.serving == Some(service.epoch));
+        let shadows: Vec<_> = service
+            .spec
+            .hosts
+            .iter()
+            .filter(|host| service.is_shadow(**host))
+            .map(|host| shadow(leading, *host, id, service))
+            .collect();
+        json!({
+            "id": id,
+            "name": service.spec.name,
+            "address": service.spec.address,
+            "phase": service.phase.label(),
+            "epoch": service.epoch,
+            "holder": service.holder.map(|holder| holder.host),
+            "serving": serving,
+            "generation": primary.and_then(|report| report.generation).map(|id| id.to_string()),
+            "failure": primary.and_then(|report| report.failure.clone()),
+            "shadows": shadows,
+            "sync": primary.map(|report| &report.sync),
+        })
+    }
+}
+
+fn shadow(leading: Option<&Leading>, host: HostId, id: ServiceId, service: &Service) -> Value {
+    let report = last_report(leading, host, id);
+    json!({
+        "host": host,
+        "copy": report.map(|report| report.copy),
+        "generation": report.and_then(|report| report.generation).map(|id| id.to_string()),
+        "promotable": service.shadows.contains(&host),
+        "diverged_files": report.map(|report| report.sync.diverged_files),
+    })
+}
+
+fn last_report(leading: Option<&Leading>, host: HostId, id: ServiceId) -> Option<&ServiceReport> {
+    let report = leading?.seen.get(&host)?.report.as_ref()?;
+    report.services.iter().find(|report| report.service == id)
+}

@@ -1,0 +1,134 @@
+//! What entries of the log say.
+
+use std::net::SocketAddr;
+
+use understudy_common::id::{Epoch, GenerationId, HostId, ServiceId};
+use understudy_common::spec::ServiceSpec;
+use understudy_common::units::BasisPoints;
+use understudy_common::wire::{self, DecodeError, FinalCut, Inventory};
+
+/// One entry of the log. Its bytes are an rkyv archive in raft's `Entry.data`.
+#[derive(Clone, Debug, PartialEq, Eq, rkyv::Archive, rkyv::Serialize, rkyv::Deserialize)]
+pub struct Command {
+    /// Wall time of the proposer, for people and for the anti-flap window.
+    pub at_ms: u64,
+    pub change: Change,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, rkyv::Archive, rkyv::Serialize, rkyv::Deserialize)]
+pub enum Change {
+    RegisterHost {
+        host: HostId,
+        name: String,
+        boot: u128,
+        addr: SocketAddr,
+        version: String,
+        inventory: Inventory,
+    },
+    ApplyService(ServiceSpec),
+    /// Gives the next epoch, and only that, to a host.
+    Grant {
+        service: ServiceId,
+        epoch: Epoch,
+        holder: HostId,
+        /// The boot that its reports came from.
+        boot: u128,
+        from: Option<GenerationId>,
+        reason: GrantReason,
+    },
+    BeginHandover {
+        service: ServiceId,
+        epoch: Epoch,
+        to: HostId,
+        reason: MoveReason,
+    },
+    /// The holder reported that its gate is closed for the epoch.
+    HolderFenced {
+        service: ServiceId,
+        epoch: Epoch,
+    },
+    /// The holder reported the final cut and who has it.
+    FinalCut {
+        service: ServiceId,
+        epoch: Epoch,
+        cut: FinalCut,
+    },
+    /// The holder reported that it serves.
+    Served {
+        service: ServiceId,
+        epoch: Epoch,
+    },
+    /// The host is to be filled.
+    AddShadow {
+        service: ServiceId,
+        host: HostId,
+    },
+    /// The host is ready and the holder acknowledged the set: it can be promoted from now on.
+    ShadowReady {
+        service: ServiceId,
+        epoch: Epoch,
+        host: HostId,
+    },
+    /// The host's copy is no longer ready: it cannot be promoted.
+    ShadowUnready {
+        service: ServiceId,
+        host: HostId,
+    },
+    Risks(Vec<(HostId, BasisPoints)>),
+    SafeMode {
+        host: HostId,
+        on: bool,
+    },
+    Pause {
+        on: bool,
+    },
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, rkyv::Archive, rkyv::Serialize, rkyv::Deserialize)]
+pub enum GrantReason {
+    /// Nobody has served it yet.
+    First,
+    /// The last step of a planned handover.
+    Handover,
+    /// The lease of the previous holder ended.
+    LeaseEnded,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, rkyv::Archive, rkyv::Serialize, rkyv::Deserialize)]
+pub enum MoveReason {
+    Predicted { risk: BasisPoints },
+    Operator,
+}
+
+impl Command {
+    pub fn encode(&self) -> Vec<u8> {
+        wire::encode(self).into_vec()
+    }
+
+    /// # Errors
+    /// [`DecodeError`] when the bytes are no command.
+    pub fn decode(bytes: &[u8]) -> Result<Self, DecodeError> {
+        wire::decode(bytes)
+    }
+}
+
+impl Change {
+    /// The service that it is about, if it is about one.
+    pub const fn service(&self) -> Option<ServiceId> {
+        match self {
+            Self::Grant { service, .. }
+            | Self::BeginHandover { service, .. }
+            | Self::HolderFenced { service, .. }
+            | Self::FinalCut { service, .. }
+            | Self::Served { service, .. }
+            | Self::AddShadow { service, .. }
+            | Self::ShadowReady { service, .. }
+            | Self::ShadowUnready { service, .. } => Some(*service),
+            Self::RegisterHost { .. }
+            | Self::ApplyService(_)
+            | Self::Risks(_)
+            | Self::SafeMode { .. }
+            | Self::Pause { .. } => None,
+        }
+    }
+}
