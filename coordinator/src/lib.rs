@@ -1,5 +1,18 @@
-//! The coordinator: a replicated state of hosts, services and epochs, the leases and plans on it.
+//! The Understudy coordinator and the operator's CLI: a replicated state of hosts, services and
+//! epochs, the leases and plans on it, and the thin shells around them.
+//!
+//! | module | what it is | what it never does |
+//! |---|---|---|
+//! | `state` | the replicated state and its deterministic `apply` | read a clock, use floats |
+//! | `lease`, `plan` | who may serve; what to do next | act |
+//! | `replica` | raft with all of the above, sans I/O | read a clock, touch disk or network |
+//! | `authority` | the cluster's CA | touch the disk |
+//! | `config` | files that people write, validated | guess or clamp |
+//! | `cli` | `understudy` | decide anything |
 
+pub mod authority;
+pub mod cli;
+pub mod config;
 pub mod lease;
 pub mod plan;
 pub mod replica;
