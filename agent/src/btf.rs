@@ -87,6 +87,46 @@ impl Btf {
             })
     }
 
+    /// Checks that a tracepoint exists and that its arguments point to these structs; `""` is not looked at.
+    /// Argument lists change between kernels, and a program would read the wrong thing.
+    pub fn check_tracepoint(&self, tracepoint: &str, arguments: &[&str]) -> Result<(), BtfError> {
+        let missing = |name: String| BtfError::Missing {
+            kind: "tracepoint",
+            name,
+        };
+        let proto = self
+            .named(&format!("btf_trace_{tracepoint}"))
+            .filter_map(|found| self.plain(found, DEPTH_MAX))
+            .find_map(|found| match found {
+                Type::FuncProto(proto) => Some(proto),
+                _ => None,
+            })
+            .ok_or_else(|| missing(tracepoint.to_owned()))?;
+        for (n, wanted) in arguments
+            .iter()
+            .enumerate()
+            .filter(|(_, wanted)| !wanted.is_empty())
+        {
+            // The first parameter is the tracepoint's own.
+            let pointee = proto.parameters.get(n + 1).and_then(|found| self.pointee(found));
+            if pointee.as_deref() != Some(wanted) {
+                return Err(missing(format!("{tracepoint} with a {wanted} as argument {n}")));
+            }
+        }
+        Ok(())
+    }
+
+    /// Name of the struct that a parameter points to.
+    fn pointee(&self, parameter: &dyn BtfType) -> Option<String> {
+        let Type::Ptr(pointer) = self.plain(self.0.resolve_chained_type(parameter).ok()?, DEPTH_MAX)? else {
+            return None;
+        };
+        match self.plain(self.0.resolve_chained_type(&pointer).ok()?, DEPTH_MAX)? {
+            Type::Struct(found) => self.0.resolve_name(&found).ok(),
+            _ => None,
+        }
+    }
+
     fn named(&self, name: &str) -> impl Iterator<Item = Type> {
         self.0.resolve_types_by_name(name).unwrap_or_default().into_iter()
     }
@@ -160,6 +200,11 @@ mod tests {
         assert!(btf.offset("page", "mapping").unwrap() > 0);
         assert!(btf.enum_value("pageflags", "PG_head").unwrap() < 64);
         assert_eq!(btf.tracepoint_arguments("writeback_dirty_folio").unwrap(), 2);
+        assert!(
+            btf.check_tracepoint("sched_switch", &["", "task_struct", "task_struct"])
+                .is_ok()
+        );
+        assert!(btf.check_tracepoint("sched_switch", &["task_struct"]).is_err());
         assert!(btf.offset("inode", "no_such_field").is_err());
         assert!(btf.tracepoint_arguments("no_such_tracepoint").is_err());
     }

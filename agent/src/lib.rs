@@ -3,6 +3,8 @@
 pub mod btf;
 pub mod sync;
 
+pub mod telemetry;
+
 /// The kernel programs, as `cargo xtask build-ebpf` built them.
 pub mod object {
     use aya::include_bytes_aligned;

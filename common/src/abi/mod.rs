@@ -3,3 +3,4 @@
 //! Invariant: no pointers, no `bool`, no enums: every bit pattern is a valid value.
 
 pub mod gate;
+pub mod telemetry;

@@ -23,8 +23,6 @@ pub enum Unit {
 pub enum Source {
     /// A BTF tracepoint program.
     TpBtf,
-    /// A raw tracepoint program.
-    RawTp,
     /// The control group files of the scope, v1 or v2.
     Cgroup,
     /// `/proc`.
@@ -37,7 +35,6 @@ impl Source {
     pub const fn name(self) -> &'static str {
         match self {
             Self::TpBtf => "tp_btf",
-            Self::RawTp => "raw_tp",
             Self::Cgroup => "cgroup",
             Self::Procfs => "procfs",
             Self::Syscall => "syscall",

@@ -1,0 +1,253 @@
+//! What the host feels, once a second: the kernel programs, control groups and `/proc`, folded into beacons.
+//!
+//! Invariants: a signal that cannot be had, or not told apart within the scope, is masked and never zero; without the
+//! kernel programs the same vector comes from what is left; nothing here decides anything.
+//!
+//! | module | is |
+//! |---|---|
+//! | `scope` | configuration and the checked scope |
+//! | `family`, `probes` | offsets, what programs give and need, loading and reading them |
+//! | `cgroup`, `host`, `disk`, `memory` | readers |
+//! | `fold`, `histogram` | pure: samples to one vector per tick |
+//! | `inventory`, `record` | what the machine is; the `record` subcommand |
+
+mod cgroup;
+mod disk;
+mod family;
+mod fold;
+mod histogram;
+mod host;
+mod inventory;
+mod memory;
+mod probes;
+mod record;
+mod scope;
+
+use nix::time::{ClockId, clock_gettime};
+use procfs::{Current, CurrentSI, KernelStats, Meminfo};
+use understudy_common::beacon::{Beacon, FEATURES, Feature, Source};
+use understudy_common::id::HostId;
+use understudy_common::units::BootTime;
+use understudy_common::wire::Inventory;
+
+use cgroup::{CpuGroup, MemoryGroup};
+use disk::Disks;
+use fold::{Fold, Sample, Signal};
+use host::Pressure;
+use probes::{ProbeOptions, Probes};
+
+pub use record::{RecordConfig, RecordError, record};
+pub use scope::{Scope, ScopeConfig, ScopeError, TelemetryConfig};
+
+/// How often [`Telemetry::sample`] wants to be called.
+pub const SAMPLE_INTERVAL_MS: u64 = 100;
+
+#[derive(Debug, thiserror::Error)]
+pub enum TelemetryError {
+    #[error(transparent)]
+    Scope(#[from] ScopeError),
+    #[error("/proc cannot be read: {0}")]
+    Proc(#[from] procfs::ProcError),
+}
+
+/// Where the signals come from now.
+#[derive(Clone, Debug, serde::Serialize)]
+pub struct SourceReport {
+    /// Attached kernel programs.
+    pub programs: u32,
+    /// The best source in use: `tp_btf` or `procfs`.
+    pub source: &'static str,
+    /// Each feature with its source; `None` is masked.
+    pub signals: Vec<(&'static str, Option<Source>)>,
+    /// Probe families that are not attached, and why.
+    pub refused: Vec<(String, String)>,
+}
+
+/// What the telemetry itself costs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct OwnCost {
+    /// CPU time of this process since it started.
+    pub cpu_ns: u64,
+    /// Run time of the kernel programs since they were attached; `None` while the kernel does not measure it.
+    pub bpf_ns: Option<u64>,
+}
+
+/// The watcher of one host or scope. [`sample`](Self::sample) reads files and makes system calls for well under a
+/// millisecond; it never waits for anything.
+pub struct Telemetry {
+    scope: Option<Scope>,
+    probes: Option<Probes>,
+    refused: Vec<(String, String)>,
+    memory: Option<MemoryGroup>,
+    cpu: Option<CpuGroup>,
+    pressure: Option<Pressure>,
+    disks: Option<Disks>,
+    fold: Fold,
+    sources: Vec<Option<Source>>,
+}
+
+impl Telemetry {
+    /// Checks the scope and attaches the kernel programs. Programs that the kernel refuses are no error: see
+    /// [`sources`](Self::sources).
+    ///
+    /// # Errors
+    /// [`TelemetryError`] when the configuration does not fit the machine.
+    pub fn open(host: HostId, config: &TelemetryConfig) -> Result<Self, TelemetryError> {
+        let scope = config.scope.as_ref().map(Scope::resolve).transpose()?;
+        let mut refused = Vec::new();
+        let probes = if config.bpf {
+            let options = ProbeOptions {
+                stats: config.bpf_stats,
+                log: config.bpf_log,
+            };
+            Probes::attach(scope.as_ref(), &options)
+                .map_err(|error| refused.push(("all".to_owned(), error.to_string())))
+                .ok()
+        } else {
+            refused.push(("all".to_owned(), "telemetry.bpf is false".to_owned()));
+            None
+        };
+        refused.extend(probes.iter().flat_map(|probes| probes.refused().to_vec()));
+        for (what, why) in &refused {
+            tracing::warn!(what, why, "no kernel programs for these signals");
+        }
+
+        let host_bytes = Meminfo::current()?.mem_total;
+        let host_cpus = KernelStats::current()?.cpu_time.len() as u32;
+        let (memory, cpu, pressure, disks) = match &scope {
+            None => (None, None, Some(Pressure::of_host()), Some(Disks::physical())),
+            Some(scope) => (
+                scope.memory.clone().map(|dir| MemoryGroup::new(dir, host_bytes)),
+                Some(CpuGroup {
+                    usage: scope.cgroup.as_ref().map(|cgroup| cgroup.path.clone()),
+                    quota: scope.cpu.clone(),
+                    host_cpus,
+                }),
+                scope
+                    .cgroup
+                    .as_ref()
+                    .map(|cgroup| Pressure::of_cgroup(&cgroup.path)),
+                Some(Disks::named(&scope.devices)).filter(|_| !scope.devices.is_empty()),
+            ),
+        };
+        Ok(Self {
+            scope,
+            probes,
+            refused,
+            memory,
+            cpu,
+            pressure,
+            disks,
+            fold: Fold::new(host),
+            sources: vec![None; FEATURES.len()],
+        })
+    }
+
+    /// Takes a sample; call it every [`SAMPLE_INTERVAL_MS`]. Returns the beacon of the tick that it closes.
+    pub fn sample(&mut self, now: BootTime) -> Option<Beacon> {
+        let all = self.fold.wants_all(now);
+        let mut sample = Sample::default();
+        // First the programs, the best source; readers fill in what is missing.
+        if all && let Some(probes) = &mut self.probes {
+            probes.scrape(&mut sample);
+        }
+        if let Some(disks) = &mut self.disks {
+            disks.sample(all, &mut sample);
+        }
+        if let Some(memory) = &self.memory {
+            memory.sample(all, &mut sample);
+        }
+        if self.scope.is_none() {
+            host::load(&mut sample);
+            host::memory(&mut sample);
+        }
+        if all {
+            self.sample_rest(&mut sample);
+            self.note_sources(&sample);
+        }
+        self.fold.take(now, sample)
+    }
+
+    /// What is read once per tick.
+    fn sample_rest(&self, sample: &mut Sample) {
+        if let Some(pressure) = &self.pressure {
+            pressure.sample(sample);
+        }
+        if let Some(cpu) = &self.cpu {
+            cpu.sample(sample);
+        }
+        if self.scope.is_none() {
+            host::cpu(sample);
+            host::memory_events(sample);
+        }
+        if self.scope.as_ref().is_none_or(|scope| scope.netns.is_some()) {
+            host::network(sample);
+        }
+        if let Some(ns) = own_cpu_ns() {
+            let share = Signal::Total {
+                value: ns,
+                scale: 1e-9,
+            };
+            sample.put(Feature::AgentCpuShare, Source::Syscall, share);
+        }
+    }
+
+    fn note_sources(&mut self, sample: &Sample) {
+        for (spec, known) in FEATURES.iter().zip(&mut self.sources) {
+            let probed = self
+                .probes
+                .as_ref()
+                .is_some_and(|probes| probes.gives(spec.feature));
+            let source = sample.source(spec.feature).or(probed.then_some(Source::TpBtf));
+            if *known != source {
+                tracing::debug!(signal = spec.name, from = ?known, to = ?source, "source changed");
+                *known = source;
+            }
+        }
+    }
+
+    /// Detaches the kernel programs. From the next beacon on, what only they give is masked.
+    pub fn detach_bpf(&mut self) {
+        if self.probes.take().is_some() {
+            self.refused = vec![("all".to_owned(), "detached".to_owned())];
+        }
+    }
+
+    /// Sources as of the last full sample.
+    pub fn sources(&self) -> SourceReport {
+        let programs = self.probes.as_ref().map_or(0, |probes| probes.programs().len());
+        SourceReport {
+            programs: programs as u32,
+            source: if programs > 0 {
+                Source::TpBtf.name()
+            } else {
+                Source::Procfs.name()
+            },
+            signals: FEATURES
+                .iter()
+                .zip(&self.sources)
+                .map(|(spec, source)| (spec.name, *source))
+                .collect(),
+            refused: self.refused.clone(),
+        }
+    }
+
+    pub fn cost(&self) -> OwnCost {
+        OwnCost {
+            cpu_ns: own_cpu_ns().unwrap_or(0),
+            bpf_ns: self.probes.as_ref().and_then(Probes::run_time_ns),
+        }
+    }
+
+    /// What the machine is, for `Hello`.
+    pub fn inventory(&self) -> Inventory {
+        let sources = self.sources();
+        inventory::of_machine(sources.programs, sources.source)
+    }
+}
+
+fn own_cpu_ns() -> Option<u64> {
+    let time = clock_gettime(ClockId::CLOCK_PROCESS_CPUTIME_ID).ok()?;
+    let seconds = u64::try_from(time.tv_sec()).ok()?;
+    Some(seconds * 1_000_000_000 + u64::try_from(time.tv_nsec()).ok()?)
+}
