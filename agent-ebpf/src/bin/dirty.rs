@@ -1,3 +1,22 @@
+//! The dirty tracker: which pages of the watched files changed.
+//!
+//! Invariants: nothing is filtered by process (io_uring workers and write-back write too), only by
+//! inode; a mark that cannot be stored is noted as lost, never dropped in silence; every mark is made
+//! between `enter` and `leave`, so that the agent can tell when a retired epoch is complete.
 #![no_std]
 #![no_main]
+#![feature(core_intrinsics)]
+#![allow(internal_features)] // the bpf target has no other way to atomic operations
+
+#[path = "../probes/dirty/direct.rs"]
+mod direct;
+#[path = "../probes/dirty/inode.rs"]
+mod inode;
+#[path = "../probes/dirty/mark.rs"]
+mod mark;
+#[path = "../probes/dirty/range.rs"]
+mod range;
+#[path = "../probes/dirty/write.rs"]
+mod write;
+
 use understudy_ebpf as _;

@@ -2,5 +2,6 @@
 //!
 //! Invariant: no pointers, no `bool`, no enums: every bit pattern is a valid value.
 
+pub mod dirty;
 pub mod gate;
 pub mod telemetry;

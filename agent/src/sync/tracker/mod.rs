@@ -29,9 +29,19 @@
 //!   direct I/O): thaw, carry, try again.
 //! - Ranges may reach past the end of the file, up to `PageSet::END`: clip them to the size, and skip
 //!   holes. A truncated or punched file is reported as "everything from here on".
-//! - A file is watched first and then read whole; the marks of its first swap are not skipped.
+//! - A new file is watched, then `0..PageSet::END` is put into the carried set: so its old mappings
+//!   are write-protected by the next `rearm` before it is read whole.
+//! - `unknown`, `walk_all` and `all_unknown` are reported once. The engine keeps them until it has
+//!   compared everything they name.
+//! - One source has its own kernel programs and maps. Marks of files that are not watched, and names
+//!   outside the roots, do not appear.
 
+mod kernel;
+mod names;
 mod pages;
+mod programs;
+mod rearm;
+mod records;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsString;
@@ -39,7 +49,9 @@ use std::io;
 use std::os::fd::BorrowedFd;
 use std::path::PathBuf;
 
+pub use kernel::{KernelTracker, TrackerLimits};
 pub use pages::{PAGE, PageSet};
+pub use rearm::rearm;
 
 /// A file as `stat` names it: `st_dev` in the encoding of stat, and the inode number.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]

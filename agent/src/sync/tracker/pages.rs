@@ -176,11 +176,11 @@ mod tests {
 
     #[test]
     fn an_open_range_is_cut_off_at_the_size() {
-        let set: PageSet = [2..u64::MAX].into_iter().collect();
-        assert_eq!(
-            set.byte_ranges(3 * PAGE + 7).collect::<Vec<_>>(),
-            [2 * PAGE..3 * PAGE + 7]
-        );
+        let mut set = PageSet::new();
+        set.insert(2..u64::MAX);
+        let mut bytes = set.byte_ranges(3 * PAGE + 7);
+        assert_eq!(bytes.next(), Some(2 * PAGE..3 * PAGE + 7));
+        assert_eq!(bytes.next(), None);
         assert_eq!(set.byte_ranges(2 * PAGE).count(), 0);
     }
 }

@@ -1,0 +1,69 @@
+//! Direct I/O, which passes the page cache by.
+
+use aya_ebpf::Global;
+use aya_ebpf::macros::btf_tracepoint;
+use aya_ebpf::programs::BtfTracePointContext;
+use understudy_common::abi::dirty::NOTE_LOST;
+
+use crate::inode::{self, Object};
+use crate::mark::Marker;
+
+#[unsafe(no_mangle)]
+static KIOCB_FILE: Global<u32> = Global::new(0);
+#[unsafe(no_mangle)]
+static KIOCB_POS: Global<u32> = Global::new(0);
+#[unsafe(no_mangle)]
+static FILE_INODE: Global<u32> = Global::new(0);
+#[unsafe(no_mangle)]
+static ITER_SOURCE: Global<u32> = Global::new(0);
+
+/// # Safety
+/// `kiocb` is a pointer that the verifier trusts.
+#[inline(always)]
+unsafe fn inode_of(kiocb: Object) -> Object {
+    unsafe {
+        let file: Object = inode::field(kiocb, &KIOCB_FILE);
+        inode::field(file, &FILE_INODE)
+    }
+}
+
+/// `(kiocb, iter, …)`, for reads too: only remembers that the file has direct writers.
+#[btf_tracepoint]
+fn direct_begin(ctx: BtfTracePointContext) -> u32 {
+    let (kiocb, iter): (Object, Object) = (ctx.arg(0), ctx.arg(1));
+    unsafe {
+        if inode::field::<u8>(iter, &ITER_SOURCE) == 0 {
+            return 0;
+        }
+        if let Some(watch) = inode::watch(inode_of(kiocb)) {
+            watch.direct = 1;
+        }
+    }
+    0
+}
+
+/// `(kiocb, error, ret)`, after the data landed and the page cache let go of the range; the position
+/// is past it by then. Reads of a file with direct writers are marked as well: nothing here tells
+/// them from writes.
+#[btf_tracepoint]
+fn direct_complete(ctx: BtfTracePointContext) -> u32 {
+    let kiocb: Object = ctx.arg(0);
+    let ret: i64 = ctx.arg(2);
+    unsafe {
+        let Some(watch) = inode::watch(inode_of(kiocb)) else {
+            return 0;
+        };
+        if watch.direct == 0 || ret == 0 {
+            return 0;
+        }
+        let end: u64 = inode::field(kiocb, &KIOCB_POS);
+        Marker::with(watch.slot, |marker| {
+            if ret > 0 && end >= ret as u64 {
+                marker.bytes(end - ret as u64, ret as u64);
+            } else {
+                marker.note(NOTE_LOST, u64::MAX);
+            }
+        });
+    }
+    0
+}

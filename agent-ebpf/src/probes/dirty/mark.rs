@@ -1,0 +1,176 @@
+//! The bitmaps of the two epochs and the notes beside them.
+
+use core::intrinsics::{AtomicOrdering, atomic_or, atomic_xadd};
+
+use aya_ebpf::bindings::BPF_NOEXIST;
+use aya_ebpf::macros::map;
+use aya_ebpf::maps::{Array, HashMap, PerCpuArray};
+use understudy_common::abi::dirty::{CHUNK_PAGES, ChunkKey, DirtyCounters, NOTE_LOST, Note};
+
+/// Wider ranges are noted as "from here on".
+const CHUNKS_MAX: u64 = 32;
+const PAGE_SHIFT: u32 = 12;
+
+/// The epoch in which marks are made; the agent flips its lowest bit.
+#[map]
+static EPOCH: Array<u64> = Array::with_max_entries(1, 0);
+#[map]
+static COUNTERS: PerCpuArray<DirtyCounters> = PerCpuArray::with_max_entries(1, 0);
+// The agent sizes the maps below.
+#[map]
+static MARKS_0: HashMap<ChunkKey, u64> = HashMap::with_max_entries(65_536, 0);
+#[map]
+static MARKS_1: HashMap<ChunkKey, u64> = HashMap::with_max_entries(65_536, 0);
+#[map]
+static NOTES_0: HashMap<u32, Note> = HashMap::with_max_entries(65_536, 0);
+#[map]
+static NOTES_1: HashMap<u32, Note> = HashMap::with_max_entries(65_536, 0);
+
+/// Between `enter` and `leave`: the right to mark in one epoch.
+pub struct Marker {
+    counters: &'static mut DirtyCounters,
+    odd: bool,
+    slot: u32,
+}
+
+#[inline(always)]
+fn add(counter: &mut u64, by: u64) {
+    // An atomic with a result is a full barrier in eBPF: the epoch is read after `entered` is seen.
+    unsafe { atomic_xadd::<u64, u64, { AtomicOrdering::SeqCst }>(counter, by) };
+}
+
+impl Marker {
+    /// Runs `marks` for the file in `slot`.
+    #[inline(always)]
+    pub fn with(slot: u32, marks: impl FnOnce(&mut Self)) {
+        let Some(counters) = COUNTERS.get_ptr_mut(0) else {
+            return;
+        };
+        let counters = unsafe { &mut *counters };
+        add(&mut counters.entered, 1);
+        let epoch = match EPOCH.get_ptr(0) {
+            Some(epoch) => unsafe { epoch.read_volatile() },
+            None => 0,
+        };
+        let mut marker = Self {
+            counters,
+            odd: epoch & 1 == 1,
+            slot,
+        };
+        marks(&mut marker);
+        marker.counters.marked[usize::from(marker.odd)] += 1;
+        add(&mut marker.counters.left, 1);
+    }
+
+    /// Marks the pages that `len` bytes from `offset` on touch.
+    #[inline(always)]
+    pub fn bytes(&mut self, offset: u64, len: u64) {
+        if len == 0 {
+            return;
+        }
+        let first = offset >> PAGE_SHIFT;
+        let last = offset.saturating_add(len - 1) >> PAGE_SHIFT;
+        let mut chunk = first / CHUNK_PAGES;
+        let last_chunk = last / CHUNK_PAGES;
+        if last_chunk - chunk >= CHUNKS_MAX || last_chunk > u64::from(u32::MAX) {
+            return self.note(0, offset);
+        }
+        let mut bits = u64::MAX << (first % CHUNK_PAGES);
+        for _ in 0..CHUNKS_MAX {
+            if chunk == last_chunk {
+                bits &= u64::MAX >> (CHUNK_PAGES - 1 - last % CHUNK_PAGES);
+                self.chunk(chunk as u32, bits);
+                return;
+            }
+            self.chunk(chunk as u32, bits);
+            bits = u64::MAX;
+            chunk += 1;
+        }
+    }
+
+    /// Adds flags, and "everything from `low` on" unless that is `u64::MAX`.
+    #[inline(always)]
+    pub fn note(&mut self, flags: u64, low: u64) {
+        let known = if self.odd {
+            NOTES_1.get_ptr_mut(&self.slot)
+        } else {
+            NOTES_0.get_ptr_mut(&self.slot)
+        };
+        if let Some(note) = known {
+            return unsafe { merge(note, flags, low) };
+        }
+        let note = Note { flags, low };
+        let stored = if self.odd {
+            NOTES_1.insert(&self.slot, &note, u64::from(BPF_NOEXIST))
+        } else {
+            NOTES_0.insert(&self.slot, &note, u64::from(BPF_NOEXIST))
+        };
+        if stored.is_ok() {
+            return;
+        }
+        // Another processor was faster, or there is no room.
+        let known = if self.odd {
+            NOTES_1.get_ptr_mut(&self.slot)
+        } else {
+            NOTES_0.get_ptr_mut(&self.slot)
+        };
+        match known {
+            Some(note) => unsafe { merge(note, flags, low) },
+            None => self.counters.lost_all += 1,
+        }
+    }
+
+    #[inline(always)]
+    fn chunk(&mut self, chunk: u32, bits: u64) {
+        let key = ChunkKey {
+            slot: self.slot,
+            chunk,
+        };
+        let stored = if self.odd {
+            store(&MARKS_1, &key, bits)
+        } else {
+            store(&MARKS_0, &key, bits)
+        };
+        if !stored {
+            self.counters.lost += 1;
+            self.note(NOTE_LOST, u64::MAX);
+        }
+    }
+}
+
+/// # Safety
+/// `note` points at an element of a notes map.
+#[inline(always)]
+unsafe fn merge(note: *mut Note, flags: u64, low: u64) {
+    unsafe {
+        if (*note).flags & flags != flags {
+            atomic_or::<u64, u64, { AtomicOrdering::Relaxed }>(&raw mut (*note).flags, flags);
+        }
+        if low < (*note).low {
+            (*note).low = low;
+        }
+    }
+}
+
+/// False when there is no room.
+#[inline(always)]
+fn store(marks: &HashMap<ChunkKey, u64>, key: &ChunkKey, bits: u64) -> bool {
+    if or(marks, key, bits) {
+        return true;
+    }
+    // A failed insertion means no room, or that another processor was faster.
+    marks.insert(key, &bits, u64::from(BPF_NOEXIST)).is_ok() || or(marks, key, bits)
+}
+
+#[inline(always)]
+fn or(marks: &HashMap<ChunkKey, u64>, key: &ChunkKey, bits: u64) -> bool {
+    let Some(word) = marks.get_ptr_mut(key) else {
+        return false;
+    };
+    unsafe {
+        if *word & bits != bits {
+            atomic_or::<u64, u64, { AtomicOrdering::Relaxed }>(word, bits);
+        }
+    }
+    true
+}

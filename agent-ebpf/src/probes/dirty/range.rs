@@ -1,0 +1,88 @@
+//! Changes of the file's shape: truncate, punch, zero, collapse, insert, and any change of size.
+
+use aya_ebpf::macros::btf_tracepoint;
+use aya_ebpf::programs::BtfTracePointContext;
+use understudy_common::abi::dirty::{NOTE_EARLY, NOTE_TOUCHED};
+
+use crate::inode::{self, Object};
+use crate::mark::Marker;
+
+/// `(inode, ip)`, at the end of every change of the inode: finds truncation upwards, `fallocate`,
+/// and direct writes past the end.
+#[btf_tracepoint]
+fn mark_inode_dirty(ctx: BtfTracePointContext) -> u32 {
+    let inode: Object = ctx.arg(0);
+    let Some(watch) = inode::watch(inode) else {
+        return 0;
+    };
+    let size = inode::size(inode);
+    if size != watch.size {
+        Marker::with(watch.slot, |marker| {
+            marker.note(NOTE_TOUCHED, u64::MAX);
+            watch.size = size;
+        });
+    }
+    0
+}
+
+/// `(inode)`, after the page cache was cut off at the new size.
+#[btf_tracepoint]
+fn truncate_enter(ctx: BtfTracePointContext) -> u32 {
+    let inode: Object = ctx.arg(0);
+    let Some(watch) = inode::watch(inode) else {
+        return 0;
+    };
+    let size = inode::size(inode);
+    Marker::with(watch.slot, |marker| {
+        marker.note(NOTE_TOUCHED, size);
+        watch.size = size;
+    });
+    0
+}
+
+#[btf_tracepoint]
+fn punch_hole(ctx: BtfTracePointContext) -> u32 {
+    ranged(&ctx)
+}
+
+#[btf_tracepoint]
+fn zero_range(ctx: BtfTracePointContext) -> u32 {
+    ranged(&ctx)
+}
+
+/// `(inode, offset, len, …)`, before the change.
+#[inline(always)]
+fn ranged(ctx: &BtfTracePointContext) -> u32 {
+    let Some(watch) = inode::watch(ctx.arg(0)) else {
+        return 0;
+    };
+    let (offset, len): (u64, u64) = (ctx.arg(1), ctx.arg(2));
+    Marker::with(watch.slot, |marker| {
+        marker.note(NOTE_TOUCHED | NOTE_EARLY, u64::MAX);
+        marker.bytes(offset, len);
+    });
+    0
+}
+
+#[btf_tracepoint]
+fn collapse_range(ctx: BtfTracePointContext) -> u32 {
+    shifted(&ctx)
+}
+
+#[btf_tracepoint]
+fn insert_range(ctx: BtfTracePointContext) -> u32 {
+    shifted(&ctx)
+}
+
+/// `(inode, offset, len)`: everything behind moves.
+#[inline(always)]
+fn shifted(ctx: &BtfTracePointContext) -> u32 {
+    let Some(watch) = inode::watch(ctx.arg(0)) else {
+        return 0;
+    };
+    let offset: u64 = ctx.arg(1);
+    Marker::with(watch.slot, |marker| {
+        marker.note(NOTE_TOUCHED | NOTE_EARLY, offset);
+    });
+    0
+}

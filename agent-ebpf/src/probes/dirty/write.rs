@@ -1,0 +1,103 @@
+//! Buffered writes (exact ranges) and folios that became dirty (mmap stores and all the rest).
+
+use aya_ebpf::Global;
+use aya_ebpf::helpers::bpf_get_current_task;
+use aya_ebpf::macros::btf_tracepoint;
+use aya_ebpf::programs::BtfTracePointContext;
+use understudy_common::abi::dirty::NOTE_TOUCHED;
+
+use crate::inode::{self, Object};
+use crate::mark::Marker;
+
+#[unsafe(no_mangle)]
+static FOLIO_FLAGS: Global<u32> = Global::new(0);
+#[unsafe(no_mangle)]
+static FOLIO_FLAGS_1: Global<u32> = Global::new(0);
+#[unsafe(no_mangle)]
+static FOLIO_INDEX: Global<u32> = Global::new(0);
+#[unsafe(no_mangle)]
+static MAPPING_HOST: Global<u32> = Global::new(0);
+#[unsafe(no_mangle)]
+static PG_HEAD: Global<u32> = Global::new(0);
+/// Zero where the kernel's inode lock has no owner field: folios count whole then.
+#[unsafe(no_mangle)]
+static INODE_LOCK_OWNER: Global<u32> = Global::new(0);
+
+#[btf_tracepoint]
+fn da_write_end(ctx: BtfTracePointContext) -> u32 {
+    written(&ctx)
+}
+
+#[btf_tracepoint]
+fn write_end(ctx: BtfTracePointContext) -> u32 {
+    written(&ctx)
+}
+
+#[btf_tracepoint]
+fn journalled_write_end(ctx: BtfTracePointContext) -> u32 {
+    written(&ctx)
+}
+
+/// `(inode, pos, len, copied)`, after the copy and before the file's end moves.
+#[inline(always)]
+fn written(ctx: &BtfTracePointContext) -> u32 {
+    let Some(watch) = inode::watch(ctx.arg(0)) else {
+        return 0;
+    };
+    let pos: u64 = ctx.arg(1);
+    let len = u64::from(ctx.arg::<u32>(2));
+    Marker::with(watch.slot, |marker| {
+        marker.bytes(pos, len);
+        // The size is raised a moment later, and the inode need not be marked dirty for it.
+        if pos + len > watch.size {
+            marker.note(NOTE_TOUCHED, u64::MAX);
+            watch.size = pos + len;
+        }
+    });
+    0
+}
+
+/// Whether this task holds the inode's lock for writing. Then the folio is dirtied by a buffered
+/// write, truncation or punch, each of which marks its exact range by itself; page faults and
+/// everything else that dirties folios come without the lock.
+#[inline(always)]
+unsafe fn locked_by_us(inode: Object) -> bool {
+    /// Set by waiters; the lowest bit, which stays in, says that readers hold the lock.
+    const NONSPINNABLE: u64 = 2;
+    if INODE_LOCK_OWNER.load() == 0 {
+        return false;
+    }
+    unsafe {
+        let owner: u64 = inode::field(inode, &INODE_LOCK_OWNER);
+        owner & !NONSPINNABLE == bpf_get_current_task()
+    }
+}
+
+/// `(folio, mapping)`: fires when a clean folio becomes dirty. All of its pages are marked.
+#[btf_tracepoint]
+fn dirty_folio(ctx: BtfTracePointContext) -> u32 {
+    let (folio, mapping): (Object, Object) = (ctx.arg(0), ctx.arg(1));
+    if mapping.is_null() {
+        return 0;
+    }
+    unsafe {
+        let inode: Object = inode::field(mapping, &MAPPING_HOST);
+        let Some(watch) = inode::watch(inode) else {
+            return 0;
+        };
+        if locked_by_us(inode) {
+            return 0;
+        }
+        let flags: u64 = inode::field(folio, &FOLIO_FLAGS);
+        let order = if flags >> PG_HEAD.load() & 1 == 1 {
+            inode::field::<u64>(folio, &FOLIO_FLAGS_1) & 0xff
+        } else {
+            0
+        };
+        let index: u64 = inode::field(folio, &FOLIO_INDEX);
+        Marker::with(watch.slot, |marker| {
+            marker.bytes(index << 12, 4096 << (order & 31));
+        });
+    }
+    0
+}

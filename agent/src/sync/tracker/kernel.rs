@@ -1,0 +1,307 @@
+//! The change source for ext4: kernel programs for pages, fanotify for names.
+//!
+//! Invariants: a slot belongs to one file at a time; a mark that arrives late for a slot's last owner
+//! can only make the next one read more; a file with a lost mark is in `unknown`.
+
+use std::collections::HashMap;
+use std::fs::File;
+use std::io;
+use std::mem::MaybeUninit;
+use std::os::fd::{AsRawFd, BorrowedFd};
+use std::path::{Path, PathBuf};
+
+use understudy_common::abi::dirty::{NOTE_EARLY, NOTE_LOST, NOTE_TOUCHED, Watch, WatchKey};
+
+use super::names::Names;
+use super::pages::{PAGE, PageSet};
+use super::programs::Programs;
+use super::{ChangeSource, DirtySet, InodeKey, TrackError, TrackerCounters};
+
+/// Room in the kernel's maps. A map that runs full makes files unknown; it never forgets.
+#[derive(Clone, Copy, Debug)]
+pub struct TrackerLimits {
+    /// Files watched at once.
+    pub files_max: u32,
+    /// Words of 64 pages that one epoch can mark: 64 Ki of them stand for 16 GiB, if dense.
+    pub chunks_max: u32,
+}
+
+impl Default for TrackerLimits {
+    fn default() -> Self {
+        Self {
+            files_max: 65_536,
+            chunks_max: 65_536,
+        }
+    }
+}
+
+struct Slot {
+    key: InodeKey,
+    kernel: WatchKey,
+}
+
+/// Watches files under some roots, all of them on ext4.
+pub struct KernelTracker {
+    programs: Programs,
+    names: Names,
+    limits: TrackerLimits,
+    slots: Vec<Option<Slot>>,
+    free: Vec<u32>,
+    by_key: HashMap<InodeKey, u32>,
+    epoch: u64,
+    /// Marks per epoch at its last retirement.
+    marked: [u64; 2],
+    /// Pages that were announced before they changed: they count in the next epoch too.
+    again: Vec<(InodeKey, PageSet)>,
+    lost_all: u64,
+    missed: u64,
+    figures: TrackerCounters,
+}
+
+impl KernelTracker {
+    /// Attaches the programs and watches the names under `roots`, which exist: directories, or single
+    /// files. No file is watched yet.
+    pub fn open(roots: &[PathBuf], limits: TrackerLimits) -> Result<Self, TrackError> {
+        for root in roots {
+            let file = File::open(root).map_err(|source| TrackError::Io {
+                what: "opening a root",
+                source,
+            })?;
+            supported(file.as_raw_fd(), root)?;
+        }
+        // Names first: nothing is listed before both are there.
+        let names = Names::open(roots)?;
+        let programs = Programs::attach(limits.files_max, limits.chunks_max)?;
+        let missed = programs.missed()?;
+        Ok(Self {
+            programs,
+            names,
+            limits,
+            slots: Vec::new(),
+            free: Vec::new(),
+            by_key: HashMap::new(),
+            epoch: 0,
+            marked: [0; 2],
+            again: Vec::new(),
+            lost_all: 0,
+            missed,
+            figures: TrackerCounters::default(),
+        })
+    }
+
+    /// Nanoseconds and runs of the kernel programs; zero unless the kernel keeps such statistics
+    /// (`kernel.bpf_stats_enabled`).
+    pub fn run_time(&self) -> Result<(u64, u64), TrackError> {
+        self.programs.run_time()
+    }
+
+    fn key(&self, slot: u32) -> Option<InodeKey> {
+        Some(self.slots.get(slot as usize)?.as_ref()?.key)
+    }
+
+    fn notes(&mut self, retired: u64, set: &mut DirtySet) -> Result<Vec<InodeKey>, TrackError> {
+        let mut early = Vec::new();
+        self.programs.drain_notes(retired, |slot, note| {
+            let Some(key) = self.key(slot) else { return };
+            if note.flags & NOTE_TOUCHED != 0 {
+                set.touched.insert(key);
+            }
+            if note.flags & NOTE_LOST != 0 {
+                set.unknown.insert(key);
+            }
+            if note.flags & NOTE_EARLY != 0 {
+                early.push(key);
+            }
+            if note.low != u64::MAX {
+                set.pages
+                    .entry(key)
+                    .or_default()
+                    .insert(note.low / PAGE..PageSet::END);
+            }
+        })?;
+        Ok(early)
+    }
+}
+
+impl ChangeSource for KernelTracker {
+    fn watch(&mut self, key: InodeKey, file: BorrowedFd<'_>) -> Result<(), TrackError> {
+        supported(file.as_raw_fd(), Path::new("a watched file"))?;
+        let kernel = WatchKey {
+            dev: kernel_dev(key.dev),
+            generation: generation(file)?,
+            ino: key.ino,
+        };
+        if let Some(slot) = self.by_key.get(&key) {
+            if self.slots[*slot as usize]
+                .as_ref()
+                .is_some_and(|slot| slot.kernel == kernel)
+            {
+                return Ok(());
+            }
+            self.unwatch(key);
+        }
+        if self.by_key.len() >= self.limits.files_max as usize {
+            return Err(TrackError::Full {
+                watched: self.by_key.len(),
+            });
+        }
+        let slot = match self.free.pop() {
+            Some(slot) => slot,
+            None => {
+                self.slots.push(None);
+                self.slots.len() as u32 - 1
+            }
+        };
+        let watch = Watch {
+            slot,
+            direct: 0,
+            size: size(file)?,
+        };
+        if let Err(error) = self.programs.watch(kernel, watch) {
+            self.free.push(slot);
+            return Err(error);
+        }
+        self.slots[slot as usize] = Some(Slot { key, kernel });
+        self.by_key.insert(key, slot);
+        Ok(())
+    }
+
+    fn unwatch(&mut self, key: InodeKey) {
+        let Some(slot) = self.by_key.remove(&key) else {
+            return;
+        };
+        if let Some(gone) = self.slots[slot as usize].take() {
+            self.programs.unwatch(gone.kernel);
+        }
+        self.again.retain(|(early, _)| *early != key);
+        self.free.push(slot);
+    }
+
+    fn swap(&mut self) -> Result<DirtySet, TrackError> {
+        let retired = self.epoch;
+        self.epoch += 1;
+        self.programs.flip(self.epoch)?;
+
+        let mut set = DirtySet::default();
+        let early = self.notes(retired, &mut set)?;
+        let key = |slot| self.key(slot);
+        self.programs.drain_marks(retired, |chunk, bits| {
+            if let Some(key) = key(chunk.slot) {
+                set.pages
+                    .entry(key)
+                    .or_default()
+                    .insert_chunk(chunk.chunk.into(), bits);
+            }
+        })?;
+        let again = early
+            .into_iter()
+            .filter_map(|key| Some((key, set.pages.get(&key)?.clone())))
+            .collect();
+        for (key, pages) in std::mem::replace(&mut self.again, again) {
+            set.touched.insert(key);
+            set.pages.entry(key).or_default().union(&pages);
+        }
+        set.names = self.names.take();
+
+        let counters = self.programs.counters()?;
+        let missed = self.programs.missed()?;
+        set.all_unknown = counters.lost_all != self.lost_all || missed != self.missed;
+        self.lost_all = counters.lost_all;
+        self.missed = missed;
+        let at = (retired & 1) as usize;
+        self.figures.events += counters.marked[at] - self.marked[at];
+        self.marked[at] = counters.marked[at];
+        self.figures.swaps += 1;
+        self.figures.pages += set
+            .pages
+            .values()
+            .flat_map(PageSet::ranges)
+            .filter(|pages| pages.end < PageSet::END)
+            .map(|pages| pages.end - pages.start)
+            .sum::<u64>();
+        self.figures.lost = counters.lost;
+        self.figures.lost_all += u64::from(set.all_unknown);
+        Ok(set)
+    }
+
+    fn pending(&mut self) -> bool {
+        if !self.again.is_empty() || self.names.pending() {
+            return true;
+        }
+        let at = (self.epoch & 1) as usize;
+        // What cannot be read may be there.
+        self.programs
+            .counters()
+            .map_or(true, |now| now.marked[at] != self.marked[at])
+    }
+
+    fn exact(&self) -> bool {
+        true
+    }
+
+    fn counters(&self) -> TrackerCounters {
+        let (names, overflows) = self.names.counters();
+        TrackerCounters {
+            watched: self.by_key.len() as u64,
+            names,
+            overflows,
+            ..self.figures
+        }
+    }
+}
+
+/// stat's device number in the kernel's own encoding.
+fn kernel_dev(dev: u64) -> u32 {
+    libc::major(dev) << 20 | libc::minor(dev)
+}
+
+fn supported(fd: i32, path: &Path) -> Result<(), TrackError> {
+    let mut stat = MaybeUninit::<libc::statfs>::uninit();
+    // SAFETY: fstatfs fills the struct when it returns 0.
+    let magic = unsafe {
+        if libc::fstatfs(fd, stat.as_mut_ptr()) == -1 {
+            return Err(last("fstatfs"));
+        }
+        stat.assume_init().f_type
+    };
+    if magic != libc::EXT4_SUPER_MAGIC {
+        return Err(TrackError::FileSystem {
+            path: path.to_owned(),
+            magic,
+        });
+    }
+    Ok(())
+}
+
+fn generation(file: BorrowedFd<'_>) -> Result<u32, TrackError> {
+    // The kernel writes an int, whatever the request number says.
+    nix::ioctl_read!(get_version, b'v', 1, libc::c_long);
+    let mut generation: libc::c_long = 0;
+    // SAFETY: the kernel writes at most a long.
+    unsafe { get_version(file.as_raw_fd(), &mut generation) }.map_err(|error| TrackError::Io {
+        what: "reading a file's generation",
+        source: error.into(),
+    })?;
+    Ok(generation as u32)
+}
+
+fn size(file: BorrowedFd<'_>) -> Result<u64, TrackError> {
+    let mut stat = MaybeUninit::<libc::stat>::uninit();
+    // SAFETY: fstat fills the struct when it returns 0.
+    unsafe {
+        if libc::fstat(file.as_raw_fd(), stat.as_mut_ptr()) == -1 {
+            return Err(last("fstat"));
+        }
+        Ok(stat.assume_init().st_size as u64)
+    }
+}
+
+fn last(what: &'static str) -> TrackError {
+    TrackError::Io {
+        what,
+        source: io::Error::last_os_error(),
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,146 @@
+//! Maps that run full, files that come and go, and what a write costs.
+
+use super::*;
+
+#[test]
+fn a_full_bitmap_makes_the_file_unknown_and_never_clean() {
+    let Some(disk) = Disk::new(128) else { return };
+    let limits = TrackerLimits {
+        files_max: 4,
+        chunks_max: 4,
+    };
+    let Some(mut tracker) = tracker(&disk, limits) else {
+        return;
+    };
+    let file = disk.file("file", 64 * 128);
+    let key = watch(&mut tracker, &file);
+    tracker.swap().unwrap();
+    for round in 0..3 {
+        for chunk in 0..128 {
+            file.write_all_at(b"x", chunk * 64 * PAGE).unwrap();
+        }
+        let set = tracker.swap().unwrap();
+        let marked = pages(&set, &file);
+        assert!(set.unknown.contains(&key), "round {round}: {set:?}");
+        assert!(
+            !marked.is_empty() && marked.len() < 128,
+            "round {round}: {marked:?}"
+        );
+        assert!(tracker.counters().lost > 0);
+        // And there is room again afterwards.
+        file.write_all_at(b"x", 3 * PAGE).unwrap();
+        let set = tracker.swap().unwrap();
+        assert_eq!(
+            (pages(&set, &file), set.unknown.len()),
+            (vec![3], 0),
+            "round {round}"
+        );
+    }
+}
+
+#[test]
+fn watching_more_files_than_there_is_room_for_is_refused() {
+    let Some(disk) = Disk::new(32) else { return };
+    let limits = TrackerLimits {
+        files_max: 2,
+        chunks_max: 64,
+    };
+    let Some(mut tracker) = tracker(&disk, limits) else {
+        return;
+    };
+    let files: Vec<File> = (0..3).map(|at| disk.file(&at.to_string(), 1)).collect();
+    watch(&mut tracker, &files[0]);
+    watch(&mut tracker, &files[1]);
+    watch(&mut tracker, &files[1]);
+    let refused = tracker.watch(key(&files[2]), files[2].as_fd());
+    assert!(
+        matches!(refused, Err(TrackError::Full { watched: 2 })),
+        "{refused:?}"
+    );
+    tracker.unwatch(key(&files[0]));
+    watch(&mut tracker, &files[2]);
+    assert_eq!(tracker.counters().watched, 2);
+    tracker.swap().unwrap();
+
+    files[0].write_all_at(b"x", 0).unwrap();
+    files[2].write_all_at(b"x", 0).unwrap();
+    let set = tracker.swap().unwrap();
+    assert_eq!(set.pages.keys().collect::<Vec<_>>(), [&key(&files[2])]);
+}
+
+#[test]
+fn a_new_file_with_a_removed_ones_number_is_not_taken_for_it() {
+    let Some(disk) = Disk::new(32) else { return };
+    let Some(mut tracker) = tracker(&disk, TrackerLimits::default()) else {
+        return;
+    };
+    let first = disk.file("file", 1);
+    let number = watch(&mut tracker, &first);
+    drop(first);
+    fs::remove_file(disk.root().join("file")).unwrap();
+    tracker.swap().unwrap();
+    let second = disk.file("file", 1);
+    if key(&second) != number {
+        return println!("skipped: the number was not used again");
+    }
+    assert!(tracker.swap().unwrap().pages.is_empty());
+    watch(&mut tracker, &second);
+    second.write_all_at(b"x", 0).unwrap();
+    assert_eq!(pages(&tracker.swap().unwrap(), &second), [0]);
+    assert_eq!(tracker.counters().watched, 1);
+}
+
+#[test]
+fn another_file_system_is_refused() {
+    let refused = KernelTracker::open(&[PathBuf::from("/proc")], TrackerLimits::default());
+    assert!(matches!(refused, Err(TrackError::FileSystem { .. })));
+}
+
+#[test]
+fn a_write_costs_little_and_a_swap_costs_its_marks() {
+    const WRITES: u64 = 50_000;
+    let Some(disk) = Disk::new(256) else { return };
+    let Some(mut tracker) = tracker(&disk, TrackerLimits::default()) else {
+        return;
+    };
+    let Ok(_stats) = aya::sys::enable_stats(aya::sys::Stats::RunTime) else {
+        return println!("skipped: the kernel keeps no run-time statistics here");
+    };
+    let (file, other) = (disk.file("file", 8192), disk.file("other", 8192));
+    let key = watch(&mut tracker, &file);
+    tracker.swap().unwrap();
+    for (name, target) in [("not watched", &other), ("watched", &file)] {
+        let (ns, runs) = tracker.run_time().unwrap();
+        let start = std::time::Instant::now();
+        for at in 0..WRITES {
+            target.write_all_at(b"x", at * 7919 % 8192 * PAGE).unwrap();
+        }
+        let took = start.elapsed();
+        let (ns, runs) = {
+            let (after_ns, after_runs) = tracker.run_time().unwrap();
+            (after_ns - ns, after_runs - runs)
+        };
+        println!(
+            "{name}: {} ns in programs per write, {} runs per 100 writes, {} ns per run, write {} ns",
+            ns / WRITES,
+            runs * 100 / WRITES,
+            ns / runs.max(1),
+            took.as_nanos() as u64 / WRITES
+        );
+        assert!(runs > 0, "the programs did not run");
+    }
+    let start = std::time::Instant::now();
+    let set = tracker.swap().unwrap();
+    println!("swap with {} pages: {:?}", set.pages[&key].len(), start.elapsed());
+    assert_eq!(pages(&set, &file).len(), 8192);
+    let start = std::time::Instant::now();
+    for _ in 0..100 {
+        assert!(tracker.swap().unwrap().pages.is_empty());
+    }
+    println!("swap with nothing: {:?}", start.elapsed() / 100);
+    let start = std::time::Instant::now();
+    for _ in 0..100 {
+        assert!(!tracker.pending());
+    }
+    println!("pending: {:?}", start.elapsed() / 100);
+}

@@ -1,0 +1,185 @@
+//! The tracker against the running kernel, each test on an ext4 of its own.
+//!
+//! The disk is mounted in a mount namespace of the test's thread, on a loop device that frees itself:
+//! however the test ends, nothing stays.
+
+mod limits;
+mod names;
+mod stress;
+mod writes;
+
+use std::fs::{self, File, OpenOptions};
+use std::io;
+use std::os::fd::AsFd;
+use std::os::unix::fs::{FileExt, MetadataExt};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use nix::mount::{MntFlags, MsFlags, mount, umount2};
+use nix::sched::{CloneFlags, unshare};
+
+use super::*;
+
+/// An ext4 file system for one test.
+struct Disk {
+    dir: tempfile::TempDir,
+}
+
+impl Disk {
+    /// `None`, after saying why, where this is not allowed.
+    fn new(megabytes: u64) -> Option<Self> {
+        match Self::mount(megabytes) {
+            Ok(disk) => Some(disk),
+            Err(error) => {
+                println!("skipped: no ext4 on a loop device here: {error}");
+                None
+            }
+        }
+    }
+
+    fn mount(megabytes: u64) -> io::Result<Self> {
+        unshare(CloneFlags::CLONE_NEWNS)?;
+        mount(
+            None::<&str>,
+            "/",
+            None::<&str>,
+            MsFlags::MS_REC | MsFlags::MS_PRIVATE,
+            None::<&str>,
+        )?;
+        let dir = tempfile::Builder::new()
+            .prefix(&format!("ustracker{}-", std::process::id()))
+            .tempdir()?;
+        let image = dir.path().join("image");
+        File::create(&image)?.set_len(megabytes << 20)?;
+        let disk = Self { dir };
+        fs::create_dir(disk.root())?;
+        run(Command::new("mkfs.ext4").args(["-q", "-F"]).arg(&image))?;
+        run(Command::new("mount")
+            .args(["-t", "ext4", "-o", "loop"])
+            .arg(&image)
+            .arg(disk.root()))?;
+        fs::remove_file(&image)?;
+        Ok(disk)
+    }
+
+    fn root(&self) -> PathBuf {
+        self.dir.path().join("mnt")
+    }
+
+    /// A file of that many pages, clean on disk.
+    fn file(&self, name: &str, pages: u64) -> File {
+        let path = self.root().join(name);
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
+        fs::write(&path, vec![b'.'; (pages * PAGE) as usize]).unwrap();
+        let file = open(&path);
+        file.sync_all().unwrap();
+        file
+    }
+}
+
+impl Drop for Disk {
+    fn drop(&mut self) {
+        // The namespace takes it along at the latest.
+        let _ = umount2(&self.root(), MntFlags::MNT_DETACH);
+    }
+}
+
+fn run(command: &mut Command) -> io::Result<()> {
+    let output = command.output()?;
+    if !output.status.success() {
+        return Err(io::Error::other(
+            String::from_utf8_lossy(&output.stderr).into_owned(),
+        ));
+    }
+    Ok(())
+}
+
+fn open(path: &Path) -> File {
+    OpenOptions::new().read(true).write(true).open(path).unwrap()
+}
+
+fn key(file: &File) -> InodeKey {
+    let stat = file.metadata().unwrap();
+    InodeKey {
+        dev: stat.dev(),
+        ino: stat.ino(),
+    }
+}
+
+fn tracker(disk: &Disk, limits: TrackerLimits) -> Option<KernelTracker> {
+    match KernelTracker::open(&[disk.root()], limits) {
+        Ok(tracker) => Some(tracker),
+        Err(error @ TrackError::Unavailable { .. }) => {
+            println!(
+                "skipped: {error}: {:?}",
+                std::error::Error::source(&error).map(ToString::to_string)
+            );
+            None
+        }
+        Err(error) => panic!("{error:?}"),
+    }
+}
+
+fn watch(tracker: &mut KernelTracker, file: &File) -> InodeKey {
+    tracker.watch(key(file), file.as_fd()).unwrap();
+    key(file)
+}
+
+/// The page numbers that a set has for a file, cut off at its size.
+fn pages(set: &DirtySet, file: &File) -> Vec<u64> {
+    let size = file.metadata().unwrap().len();
+    let Some(pages) = set.pages.get(&key(file)) else {
+        return Vec::new();
+    };
+    pages
+        .byte_ranges(size)
+        .flat_map(|bytes| bytes.start / PAGE..bytes.end.div_ceil(PAGE))
+        .collect()
+}
+
+/// A shared writable mapping of a whole file.
+struct Mapping {
+    at: *mut u8,
+    len: usize,
+}
+
+// SAFETY: the tests store to it one byte at a time, each thread to its own file.
+unsafe impl Send for Mapping {}
+
+impl Mapping {
+    fn new(file: &File) -> Self {
+        let len = file.metadata().unwrap().len() as usize;
+        // SAFETY: a fresh shared mapping of an open file.
+        let at = unsafe {
+            libc::mmap(
+                std::ptr::null_mut(),
+                len,
+                libc::PROT_READ | libc::PROT_WRITE,
+                libc::MAP_SHARED,
+                std::os::fd::AsRawFd::as_raw_fd(file),
+                0,
+            )
+        };
+        assert_ne!(at, libc::MAP_FAILED, "{}", io::Error::last_os_error());
+        Self { at: at.cast(), len }
+    }
+
+    fn store(&self, offset: usize, value: u8) {
+        assert!(offset < self.len);
+        // SAFETY: inside the mapping, and no file is truncated below its mapping.
+        unsafe { self.at.add(offset).write_volatile(value) };
+    }
+
+    fn msync(&self) {
+        // SAFETY: the whole mapping.
+        let done = unsafe { libc::msync(self.at.cast(), self.len, libc::MS_SYNC) };
+        assert_eq!(done, 0, "{}", io::Error::last_os_error());
+    }
+}
+
+impl Drop for Mapping {
+    fn drop(&mut self) {
+        // SAFETY: the mapping is ours and not used afterwards.
+        unsafe { libc::munmap(self.at.cast(), self.len) };
+    }
+}

@@ -1,0 +1,1 @@
+//! Random work by several threads.

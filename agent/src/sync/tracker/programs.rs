@@ -1,0 +1,352 @@
+//! Loading the dirty tracker's programs and talking to their maps.
+//!
+//! Invariants: all programs attach or none stays; the retired maps are read only after every program
+//! that could still mark in them has left.
+
+use std::io;
+use std::mem::MaybeUninit;
+use std::os::fd::{AsFd, AsRawFd};
+use std::sync::atomic::{Ordering, fence};
+
+use aya::maps::{Array, HashMap, Map, MapData, PerCpuArray};
+use aya::programs::BtfTracePoint;
+use aya::{Ebpf, EbpfLoader, Pod};
+use understudy_common::abi::dirty::{ChunkKey, DirtyCounters, Note, Watch, WatchKey};
+
+use super::TrackError;
+use crate::btf::{Btf, BtfError};
+
+/// Program → tracepoint.
+const PROGRAMS: [(&str, &str); 11] = [
+    ("da_write_end", "ext4_da_write_end"),
+    ("write_end", "ext4_write_end"),
+    ("journalled_write_end", "ext4_journalled_write_end"),
+    ("dirty_folio", "writeback_dirty_folio"),
+    ("mark_inode_dirty", "ext4_mark_inode_dirty"),
+    ("truncate_enter", "ext4_truncate_enter"),
+    ("punch_hole", "ext4_punch_hole"),
+    ("zero_range", "ext4_zero_range"),
+    ("collapse_range", "ext4_collapse_range"),
+    ("insert_range", "ext4_insert_range"),
+    // Without these two a direct write would go unseen, so a kernel older than 6.7 scans.
+    ("direct_begin", "iomap_dio_rw_begin"),
+];
+const DIRECT_COMPLETE: (&str, &str) = ("direct_complete", "iomap_dio_complete");
+
+/// Entries that one system call takes out of a map.
+const BATCH: usize = 4096;
+/// Looks at the processors before a retired epoch is given up; each takes a few microseconds and a
+/// program stays for less than one.
+const SETTLE_TRIES_MAX: u32 = 100_000;
+
+/// A record as aya wants it.
+#[repr(transparent)]
+#[derive(Clone, Copy)]
+struct Plain<T>(T);
+
+// SAFETY: the records of `abi::dirty` are `repr(C)` without padding, and any bytes are a valid value.
+unsafe impl Pod for Plain<WatchKey> {}
+unsafe impl Pod for Plain<Watch> {}
+unsafe impl Pod for Plain<DirtyCounters> {}
+
+/// The attached programs.
+pub struct Programs {
+    watched: HashMap<MapData, Plain<WatchKey>, Plain<Watch>>,
+    epoch: Array<MapData, u64>,
+    counters: PerCpuArray<MapData, Plain<DirtyCounters>>,
+    marks: [MapData; 2],
+    notes: [MapData; 2],
+    /// Dropping it detaches the programs.
+    ebpf: Ebpf,
+}
+
+fn unavailable<E: std::error::Error + Send + Sync + 'static>(what: &str) -> impl FnOnce(E) -> TrackError {
+    let what = what.to_owned();
+    move |source| TrackError::Unavailable {
+        what,
+        source: Some(Box::new(source)),
+    }
+}
+
+fn offsets() -> Result<Vec<(&'static str, u32)>, BtfError> {
+    let btf = Btf::load()?;
+    Ok(vec![
+        ("INODE_SB", btf.offset("inode", "i_sb")?),
+        ("INODE_INO", btf.offset("inode", "i_ino")?),
+        ("INODE_GENERATION", btf.offset("inode", "i_generation")?),
+        ("INODE_SIZE", btf.offset("inode", "i_size")?),
+        ("SB_DEV", btf.offset("super_block", "s_dev")?),
+        ("FOLIO_FLAGS", btf.offset("folio", "flags")?),
+        ("FOLIO_FLAGS_1", btf.offset("folio", "_flags_1")?),
+        ("FOLIO_INDEX", btf.offset("folio", "index")?),
+        ("MAPPING_HOST", btf.offset("address_space", "host")?),
+        ("PG_HEAD", btf.enum_value("pageflags", "PG_head")? as u32),
+        ("KIOCB_FILE", btf.offset("kiocb", "ki_filp")?),
+        ("KIOCB_POS", btf.offset("kiocb", "ki_pos")?),
+        ("FILE_INODE", btf.offset("file", "f_inode")?),
+        // Zero, so that folios count whole, where locks are built differently (PREEMPT_RT).
+        (
+            "INODE_LOCK_OWNER",
+            btf.offset("inode", "i_rwsem.owner").unwrap_or(0),
+        ),
+        ("ITER_SOURCE", btf.offset("iov_iter", "data_source")?),
+    ])
+}
+
+impl Programs {
+    /// Loads and attaches, with room for that many files and bitmap words per epoch.
+    pub fn attach(files_max: u32, chunks_max: u32) -> Result<Self, TrackError> {
+        let offsets = offsets().map_err(unavailable("the kernel's layout"))?;
+        let mut loader = EbpfLoader::new();
+        for (name, offset) in &offsets {
+            loader.override_global(name, offset, true);
+        }
+        for name in ["WATCHED", "NOTES_0", "NOTES_1"] {
+            loader.map_max_entries(name, files_max);
+        }
+        for name in ["MARKS_0", "MARKS_1"] {
+            loader.map_max_entries(name, chunks_max);
+        }
+        let mut ebpf = loader
+            .load(crate::object::DIRTY)
+            .map_err(unavailable("loading the kernel programs"))?;
+        let btf = aya::Btf::from_sys_fs().map_err(unavailable("reading the kernel's BTF"))?;
+        for (name, tracepoint) in PROGRAMS.into_iter().chain([DIRECT_COMPLETE]) {
+            let program: &mut BtfTracePoint = ebpf
+                .program_mut(name)
+                .ok_or_else(|| missing(name))?
+                .try_into()
+                .map_err(unavailable(name))?;
+            program.load(tracepoint, &btf).map_err(unavailable(tracepoint))?;
+            program.attach().map_err(unavailable(tracepoint))?;
+        }
+        Ok(Self {
+            watched: typed(&mut ebpf, "WATCHED")?,
+            epoch: typed(&mut ebpf, "EPOCH")?,
+            counters: typed(&mut ebpf, "COUNTERS")?,
+            marks: [hash(&mut ebpf, "MARKS_0")?, hash(&mut ebpf, "MARKS_1")?],
+            notes: [hash(&mut ebpf, "NOTES_0")?, hash(&mut ebpf, "NOTES_1")?],
+            ebpf,
+        })
+    }
+
+    pub fn watch(&mut self, key: WatchKey, watch: Watch) -> Result<(), TrackError> {
+        self.watched
+            .insert(Plain(key), Plain(watch), 0)
+            .map_err(unavailable("adding a file to the watched ones"))
+    }
+
+    pub fn unwatch(&mut self, key: WatchKey) {
+        // A missing entry is what was wanted.
+        let _ = self.watched.remove(&Plain(key));
+    }
+
+    /// Makes `epoch` the current one, and waits for the programs that may have seen the other.
+    pub fn flip(&mut self, epoch: u64) -> Result<(), TrackError> {
+        self.epoch
+            .set(0, epoch, 0)
+            .map_err(unavailable("changing the epoch"))?;
+        fence(Ordering::SeqCst);
+        let mut busy: Vec<bool> = Vec::new();
+        for _ in 0..SETTLE_TRIES_MAX {
+            // What had left at first, and had entered afterwards: equal, and nothing ran in between.
+            let left = self.per_cpu()?;
+            fence(Ordering::SeqCst);
+            let entered = self.per_cpu()?;
+            busy.resize(left.len(), true);
+            for (cpu, busy) in busy.iter_mut().enumerate() {
+                *busy &= left[cpu].left != entered[cpu].entered;
+            }
+            if !busy.contains(&true) {
+                return Ok(());
+            }
+            std::thread::yield_now();
+        }
+        Err(TrackError::Unavailable {
+            what: "a kernel program did not finish marking in a retired epoch".into(),
+            source: None,
+        })
+    }
+
+    /// The sum over all processors.
+    pub fn counters(&self) -> Result<DirtyCounters, TrackError> {
+        Ok(self
+            .per_cpu()?
+            .into_iter()
+            .fold(DirtyCounters::default(), |sum, cpu| DirtyCounters {
+                entered: sum.entered + cpu.entered,
+                left: sum.left + cpu.left,
+                marked: [sum.marked[0] + cpu.marked[0], sum.marked[1] + cpu.marked[1]],
+                lost: sum.lost + cpu.lost,
+                lost_all: sum.lost_all + cpu.lost_all,
+            }))
+    }
+
+    fn per_cpu(&self) -> Result<Vec<DirtyCounters>, TrackError> {
+        let values = self
+            .counters
+            .get(&0, 0)
+            .map_err(unavailable("reading the counters"))?;
+        Ok(values.iter().map(|cpu| cpu.0).collect())
+    }
+
+    /// Takes all bitmap words out of an epoch.
+    pub fn drain_marks(&self, epoch: u64, each: impl FnMut(ChunkKey, u64)) -> Result<(), TrackError> {
+        drain(&self.marks[(epoch & 1) as usize], each)
+    }
+
+    /// Takes all notes out of an epoch.
+    pub fn drain_notes(&self, epoch: u64, each: impl FnMut(u32, Note)) -> Result<(), TrackError> {
+        drain(&self.notes[(epoch & 1) as usize], each)
+    }
+
+    /// Events that the kernel did not pass on, because a program was interrupted by its own event.
+    pub fn missed(&self) -> Result<u64, TrackError> {
+        Ok(self.infos()?.iter().map(|info| info.recursion_misses).sum())
+    }
+
+    /// Nanoseconds and runs of all programs; zero unless the kernel keeps such statistics.
+    pub fn run_time(&self) -> Result<(u64, u64), TrackError> {
+        Ok(self.infos()?.iter().fold((0, 0), |(ns, runs), info| {
+            (ns + info.run_time_ns, runs + info.run_cnt)
+        }))
+    }
+
+    fn infos(&self) -> Result<Vec<ProgramInfo>, TrackError> {
+        self.ebpf
+            .programs()
+            .map(|(name, program)| {
+                let fd = program.fd().map_err(unavailable(name))?;
+                program_info(fd.as_fd().as_raw_fd()).map_err(|source| TrackError::Io {
+                    what: "reading a kernel program's figures",
+                    source,
+                })
+            })
+            .collect()
+    }
+}
+
+fn missing(name: &str) -> TrackError {
+    TrackError::Unavailable {
+        what: format!("the embedded object has no `{name}`; build it again"),
+        source: None,
+    }
+}
+
+fn typed<T: TryFrom<Map>>(ebpf: &mut Ebpf, name: &str) -> Result<T, TrackError>
+where
+    T::Error: std::error::Error + Send + Sync + 'static,
+{
+    let map = ebpf.take_map(name).ok_or_else(|| missing(name))?;
+    T::try_from(map).map_err(unavailable(name))
+}
+
+fn hash(ebpf: &mut Ebpf, name: &str) -> Result<MapData, TrackError> {
+    match ebpf.take_map(name) {
+        Some(Map::HashMap(data)) => Ok(data),
+        _ => Err(missing(name)),
+    }
+}
+
+/// `bpf_attr` of the batch commands.
+#[repr(C)]
+struct BatchAttr {
+    in_batch: u64,
+    out_batch: u64,
+    keys: u64,
+    values: u64,
+    count: u32,
+    map_fd: u32,
+    elem_flags: u64,
+    flags: u64,
+}
+
+/// `bpf_attr` of `BPF_OBJ_GET_INFO_BY_FD`.
+#[repr(C)]
+struct InfoAttr {
+    fd: u32,
+    len: u32,
+    info: u64,
+}
+
+/// The start of the kernel's `bpf_prog_info`.
+#[repr(C)]
+#[derive(Clone, Copy)]
+struct ProgramInfo {
+    unused: [u64; 24],
+    run_time_ns: u64,
+    run_cnt: u64,
+    recursion_misses: u64,
+}
+
+const _: () = assert!(size_of::<ProgramInfo>() == 216);
+
+/// # Safety
+/// `attr` is what the command takes, and what it points at is as long as it says.
+unsafe fn bpf<T>(command: libc::c_long, attr: &mut T) -> io::Result<()> {
+    // SAFETY: the caller's.
+    match unsafe { libc::syscall(libc::SYS_bpf, command, attr as *mut T, size_of::<T>()) } {
+        -1 => Err(io::Error::last_os_error()),
+        _ => Ok(()),
+    }
+}
+
+fn program_info(fd: i32) -> io::Result<ProgramInfo> {
+    const BPF_OBJ_GET_INFO_BY_FD: libc::c_long = 15;
+    let mut info = ProgramInfo {
+        unused: [0; 24],
+        run_time_ns: 0,
+        run_cnt: 0,
+        recursion_misses: 0,
+    };
+    let mut attr = InfoAttr {
+        fd: fd as u32,
+        len: size_of::<ProgramInfo>() as u32,
+        info: &raw mut info as u64,
+    };
+    // SAFETY: `info` is as long as `len` says, and zero, so that the kernel writes nowhere else.
+    unsafe { bpf(BPF_OBJ_GET_INFO_BY_FD, &mut attr)? };
+    Ok(info)
+}
+
+/// Looks up and deletes everything in a hash map. No program uses the map meanwhile.
+fn drain<K: Copy, V: Copy>(map: &MapData, mut each: impl FnMut(K, V)) -> Result<(), TrackError> {
+    const BPF_MAP_LOOKUP_AND_DELETE_BATCH: libc::c_long = 25;
+    let mut keys: Vec<MaybeUninit<K>> = vec![MaybeUninit::uninit(); BATCH];
+    let mut values: Vec<MaybeUninit<V>> = vec![MaybeUninit::uninit(); BATCH];
+    let mut place = [0u64; 2];
+    let mut first = true;
+    loop {
+        let place_at = place.as_mut_ptr() as u64;
+        let mut attr = BatchAttr {
+            in_batch: if first { 0 } else { place_at },
+            out_batch: place_at,
+            keys: keys.as_mut_ptr() as u64,
+            values: values.as_mut_ptr() as u64,
+            count: BATCH as u32,
+            map_fd: map.fd().as_fd().as_raw_fd() as u32,
+            elem_flags: 0,
+            flags: 0,
+        };
+        // SAFETY: the buffers hold `count` entries of the map's key and value types.
+        let result = unsafe { bpf(BPF_MAP_LOOKUP_AND_DELETE_BATCH, &mut attr) };
+        let done = match result {
+            Ok(()) => false,
+            Err(error) if error.raw_os_error() == Some(libc::ENOENT) => true,
+            Err(source) => {
+                return Err(TrackError::Io {
+                    what: "reading the marks of a retired epoch",
+                    source,
+                });
+            }
+        };
+        for at in 0..(attr.count as usize).min(BATCH) {
+            // SAFETY: the kernel filled `count` entries, and any bytes are a valid record.
+            unsafe { each(keys[at].assume_init(), values[at].assume_init()) };
+        }
+        if done {
+            return Ok(());
+        }
+        first = false;
+    }
+}

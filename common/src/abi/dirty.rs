@@ -1,0 +1,75 @@
+//! Records of the dirty tracker's maps (DESIGN §4).
+
+/// Pages that one word of a bitmap stands for.
+pub const CHUNK_PAGES: u64 = 64;
+
+/// An inode as the kernel knows it. The generation keeps a new file that got the number of a
+/// removed one from being taken for it.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct WatchKey {
+    /// `super_block.s_dev`: major << 20 | minor, not stat's encoding.
+    pub dev: u32,
+    pub generation: u32,
+    pub ino: u64,
+}
+
+const _: () = assert!(core::mem::size_of::<WatchKey>() == 16);
+
+/// A watched inode.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Watch {
+    pub slot: u32,
+    /// Not zero once a direct write began.
+    pub direct: u32,
+    /// Size that the last mark knew of; a different one makes the file `NOTE_TOUCHED`.
+    pub size: u64,
+}
+
+const _: () = assert!(core::mem::size_of::<Watch>() == 16);
+
+/// `CHUNK_PAGES` pages of one file.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct ChunkKey {
+    pub slot: u32,
+    pub chunk: u32,
+}
+
+const _: () = assert!(core::mem::size_of::<ChunkKey>() == 8);
+
+/// What an epoch knows of one file besides its pages, keyed by slot.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Note {
+    pub flags: u64,
+    /// Everything from this byte on may have changed; `u64::MAX` when there is no such place. An
+    /// operation of a file holds the inode's lock, so the least one wins without a race.
+    pub low: u64,
+}
+
+const _: () = assert!(core::mem::size_of::<Note>() == 16);
+
+/// The size may have changed.
+pub const NOTE_TOUCHED: u64 = 1;
+/// A mark did not fit: the file is unknown.
+pub const NOTE_LOST: u64 = 2;
+/// A mark came before the change that it announces: it counts for the next epoch too.
+pub const NOTE_EARLY: u64 = 4;
+
+/// One per CPU. `entered` and `left` differ while a program may still mark in an epoch that it read.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct DirtyCounters {
+    pub entered: u64,
+    pub left: u64,
+    /// Marks per epoch.
+    pub marked: [u64; 2],
+    /// Marks that did not fit.
+    pub lost: u64,
+    /// Marks whose loss could not even be noted: everything is unknown.
+    pub lost_all: u64,
+}
+
+const _: () = assert!(core::mem::size_of::<DirtyCounters>() == 48);
