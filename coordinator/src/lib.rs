@@ -15,5 +15,6 @@ pub mod cli;
 pub mod config;
 pub mod lease;
 pub mod plan;
+pub mod predict;
 pub mod replica;
 pub mod state;
