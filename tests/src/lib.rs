@@ -10,6 +10,8 @@ mod bed;
 mod cgroup;
 mod clock;
 mod disk;
+pub mod fault;
+pub mod fault_child;
 mod host;
 mod interrupt;
 mod leftovers;
