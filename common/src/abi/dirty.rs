@@ -70,6 +70,8 @@ pub struct DirtyCounters {
     pub lost: u64,
     /// Marks whose loss could not even be noted: everything is unknown.
     pub lost_all: u64,
+    /// Means nothing; the programs exchange it for its effect on memory order.
+    pub barrier: u64,
 }
 
-const _: () = assert!(core::mem::size_of::<DirtyCounters>() == 48);
+const _: () = assert!(core::mem::size_of::<DirtyCounters>() == 56);

@@ -1,6 +1,6 @@
 //! The bitmaps of the two epochs and the notes beside them.
 
-use core::intrinsics::{AtomicOrdering, atomic_or, atomic_xadd};
+use core::intrinsics::{AtomicOrdering, atomic_or, atomic_xadd, atomic_xchg};
 
 use aya_ebpf::bindings::BPF_NOEXIST;
 use aya_ebpf::macros::map;
@@ -34,9 +34,14 @@ pub struct Marker {
 }
 
 #[inline(always)]
-fn add(counter: &mut u64, by: u64) {
-    // An atomic with a result is a full barrier in eBPF: the epoch is read after `entered` is seen.
-    unsafe { atomic_xadd::<u64, u64, { AtomicOrdering::SeqCst }>(counter, by) };
+fn count(counter: &mut u64) {
+    unsafe { atomic_xadd::<u64, u64, { AtomicOrdering::Relaxed }>(counter, 1) };
+}
+
+/// An exchange is a full barrier in eBPF; an addition is one on some machines only.
+#[inline(always)]
+fn barrier(counters: &mut DirtyCounters) {
+    unsafe { atomic_xchg::<u64, { AtomicOrdering::SeqCst }>(&mut counters.barrier, 1) };
 }
 
 impl Marker {
@@ -47,19 +52,27 @@ impl Marker {
             return;
         };
         let counters = unsafe { &mut *counters };
-        add(&mut counters.entered, 1);
-        let epoch = match EPOCH.get_ptr(0) {
-            Some(epoch) => unsafe { epoch.read_volatile() },
-            None => 0,
+        // The agent sees that this program is inside before the epoch is read here.
+        count(&mut counters.entered);
+        barrier(counters);
+        let odd = match EPOCH.get_ptr(0) {
+            Some(epoch) => (unsafe { epoch.read_volatile() } & 1) == 1,
+            None => false,
         };
         let mut marker = Self {
             counters,
-            odd: epoch & 1 == 1,
+            odd,
             slot,
         };
         marks(&mut marker);
-        marker.counters.marked[usize::from(marker.odd)] += 1;
-        add(&mut marker.counters.left, 1);
+        if odd {
+            marker.counters.marked[1] += 1;
+        } else {
+            marker.counters.marked[0] += 1;
+        }
+        // What was marked is there before this program is seen to be outside.
+        barrier(marker.counters);
+        count(&mut marker.counters.left);
     }
 
     /// Marks the pages that `len` bytes from `offset` on touch.

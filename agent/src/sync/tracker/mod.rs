@@ -101,6 +101,8 @@ impl DirtySet {
 /// extended attributes may have changed. The order and the kind of the events are not kept, because
 /// the kernel merges them: the engine looks at what is there now.
 ///
+/// Setting the modification time alone (`touch -m`) is no such event; the periodic walk finds it.
+///
 /// A directory that appears (created or moved in) is reported by its own name alone: walk it.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct NameChanges {

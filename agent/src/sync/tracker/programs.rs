@@ -179,6 +179,7 @@ impl Programs {
                 marked: [sum.marked[0] + cpu.marked[0], sum.marked[1] + cpu.marked[1]],
                 lost: sum.lost + cpu.lost,
                 lost_all: sum.lost_all + cpu.lost_all,
+                barrier: 0,
             }))
     }
 

@@ -19,6 +19,7 @@ use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sched::{CloneFlags, unshare};
 
 use super::*;
+use crate::btf::Btf;
 
 /// An ext4 file system for one test.
 struct Disk {
@@ -106,17 +107,30 @@ fn key(file: &File) -> InodeKey {
     }
 }
 
+/// `None`, after saying why, where the kernel is too old. A program that the verifier refuses is a
+/// failure.
 fn tracker(disk: &Disk, limits: TrackerLimits) -> Option<KernelTracker> {
-    match KernelTracker::open(&[disk.root()], limits) {
+    tracker_of(&disk.root(), limits)
+}
+
+fn tracker_of(root: &Path, limits: TrackerLimits) -> Option<KernelTracker> {
+    if let Err(error) = Btf::load().and_then(|btf| btf.tracepoint_arguments("iomap_dio_rw_begin")) {
+        println!("skipped: {error}");
+        return None;
+    }
+    match KernelTracker::open(&[root.to_owned()], limits) {
         Ok(tracker) => Some(tracker),
-        Err(error @ TrackError::Unavailable { .. }) => {
-            println!(
-                "skipped: {error}: {:?}",
-                std::error::Error::source(&error).map(ToString::to_string)
+        Err(error) => {
+            // The verifier's log ends with what it refused.
+            let source = std::error::Error::source(&error)
+                .map(ToString::to_string)
+                .unwrap_or_default();
+            let end = source.lines().rev().take(15).collect::<Vec<_>>();
+            panic!(
+                "{error}: {}",
+                end.into_iter().rev().collect::<Vec<_>>().join("\n")
             );
-            None
         }
-        Err(error) => panic!("{error:?}"),
     }
 }
 

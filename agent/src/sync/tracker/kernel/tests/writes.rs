@@ -7,6 +7,12 @@ use std::os::unix::fs::OpenOptionsExt;
 use super::super::super::rearm;
 use super::*;
 
+fn everything_from(page: u64) -> PageSet {
+    let mut set = PageSet::new();
+    set.insert(page..PageSet::END);
+    set
+}
+
 /// Runs one kind of write on a clean watched file of 64 pages, beside one that is not watched.
 fn check(kind: &str, write: impl FnOnce(&Disk, &File), expected: &[u64]) {
     let Some(disk) = Disk::new(64) else { return };
@@ -136,7 +142,7 @@ fn a_whole_file_rearmed_shows_stores_of_mappings_older_than_the_watch() {
     let mapping = Mapping::new(&file);
     mapping.store(20 * PAGE as usize, 1);
     watch(&mut tracker, &file);
-    rearm(file.as_fd(), &[0..PageSet::END].into_iter().collect()).unwrap();
+    rearm(file.as_fd(), &everything_from(0)).unwrap();
     mapping.store(20 * PAGE as usize, 2);
     assert!(pages(&tracker.swap().unwrap(), &file).contains(&20));
 }
@@ -317,5 +323,5 @@ fn a_wide_range_is_marked_as_everything_from_there_on() {
     };
     assert_eq!(done, 0, "{}", io::Error::last_os_error());
     let set = tracker.swap().unwrap();
-    assert_eq!(set.pages[&key(&file)], [1..PageSet::END].into_iter().collect());
+    assert_eq!(set.pages[&key(&file)], everything_from(1));
 }
