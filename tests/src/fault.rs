@@ -258,12 +258,12 @@ impl Background {
         let fsync_ms = *seeded.one_of(&[100, 250, 500, 1_000]);
         Self {
             seed,
-            cpu_percent: seeded.within(&(1..=18)),
+            cpu_percent: seeded.within(&(1..=9)),
             resident_mib: limit_mib * resident_percent / 100,
             load_kib_s: *seeded.one_of(&[8_192, 40_960, 163_840, 327_680]),
             write_kib_s: seeded.within(&(300..=4_096)),
             fsync_ms,
-            requests_s: *seeded.one_of(&[0, 100, 400, 1_000, 2_000]),
+            requests_s: *seeded.one_of(&[0, 100, 400, 1_000]),
             burst_s: *seeded.one_of(&[0, 40, 80]),
         }
     }
