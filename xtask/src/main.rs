@@ -1,34 +1,74 @@
-//! The build system: `cargo xtask --help`.
+//! `cargo xtask`: everything that is done to this repository, one file per subcommand.
+//!
+//! Invariants: what people or CI parse goes to standard output, everything else to standard error;
+//! only the steps that need root ask for it; nothing is installed outside `target/` except
+//! distribution packages.
 
+mod ci;
+mod ebpf;
+mod fix;
 mod lab;
+mod repo;
+mod setup;
+mod shell;
+mod test;
 mod train;
 
-use std::path::Path;
 use std::process::ExitCode;
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 use clap::{Parser, Subcommand};
 
-#[derive(Debug, Parser)]
-struct Cli {
+#[derive(Parser)]
+#[command(
+    name = "cargo xtask",
+    about = "Builds, tests and demonstrates Understudy"
+)]
+struct Arguments {
     #[command(subcommand)]
-    command: Task,
+    command: Command,
 }
 
-#[derive(Debug, Subcommand)]
-enum Task {
-    /// Records labelled runs of faults and look-alikes; needs root, at most an hour, goes on where it stopped.
+#[derive(Subcommand)]
+enum Command {
+    /// Installs what building and testing need; what is there is left alone
+    Setup,
+    /// Builds the kernel programs into target/bpf
+    BuildEbpf,
+    /// Runs all tests; arguments go to the test runner
+    Test {
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        arguments: Vec<String>,
+    },
+    /// What CI runs: format, lints, documentation, licences, tests
+    Ci,
+    /// Formats, and applies what the lints can fix
+    Fix,
+    /// Records labelled runs of faults and look-alikes; needs root, at most an hour, goes on where it stopped
     Lab(lab::Args),
-    /// Trains the model from the committed traces.
+    /// Trains the model from the committed traces
     Train(train::Args),
 }
 
-fn main() -> Result<ExitCode> {
-    let root = Path::new(env!("CARGO_MANIFEST_DIR"))
-        .parent()
-        .context("xtask lies in the workspace")?;
-    match Cli::parse().command {
-        Task::Lab(args) => lab::run(root, &args),
-        Task::Train(args) => train::run(root, &args),
+fn main() -> ExitCode {
+    match run(Arguments::parse().command) {
+        Ok(code) => code,
+        Err(why) => {
+            eprintln!("error: {why:#}");
+            ExitCode::from(2)
+        }
     }
+}
+
+fn run(command: Command) -> Result<ExitCode> {
+    let held = match command {
+        Command::Lab(arguments) => return lab::run(repo::root(), &arguments),
+        Command::Train(arguments) => return train::run(repo::root(), &arguments),
+        Command::Setup => setup::run().map(|()| true),
+        Command::BuildEbpf => ebpf::run().map(|()| true),
+        Command::Test { arguments } => test::run(&arguments),
+        Command::Ci => ci::run(),
+        Command::Fix => fix::run().map(|()| true),
+    };
+    Ok(if held? { ExitCode::SUCCESS } else { ExitCode::from(1) })
 }

@@ -1,0 +1,34 @@
+//! `cargo xtask setup`: from a fresh Debian machine with rustup's stable Rust to one that builds
+//! and tests everything. Every step looks first and does only what is missing.
+
+mod linker;
+mod onnxruntime;
+mod packages;
+mod toolchain;
+
+use anyhow::Result;
+
+pub(crate) use linker::linker;
+pub(crate) use toolchain::Toolchain;
+
+/// What compiling and the test beds need, by Debian's names.
+const PACKAGES: [&str; 11] = [
+    "binutils",
+    "ca-certificates",
+    "e2fsprogs",
+    "gcc",
+    "iproute2",
+    "libc6-dev",
+    "make",
+    "nftables",
+    "python3",
+    "redis-server",
+    "util-linux",
+];
+
+pub(crate) fn run() -> Result<()> {
+    packages::install(&PACKAGES)?;
+    let toolchain = Toolchain::provide()?;
+    linker::install(&toolchain)?;
+    onnxruntime::install()
+}

@@ -1,0 +1,77 @@
+//! `cargo xtask test`: sets up, builds, runs every tier, and names the tiers that could not run.
+
+use std::fs;
+
+use anyhow::Result;
+
+use crate::shell::{ask, cargo, run as run_command, say, succeeds};
+use crate::{ebpf, repo, setup};
+
+/// Where nextest leaves what each test printed; see `.config/nextest.toml`.
+const REPORT: &str = "target/nextest/default/junit.xml";
+
+/// Whether all tests passed.
+pub(crate) fn run(arguments: &[String]) -> Result<bool> {
+    setup::run()?;
+    ebpf::build()?;
+    say("build", "the workspace and its tests");
+    run_command(cargo().args(["build", "--quiet", "--workspace", "--all-targets"]))?;
+    if ask(cargo().args(["nextest", "--version"])).is_none() {
+        return without_nextest(arguments);
+    }
+    let report = repo::root().join(REPORT);
+    let _ = fs::remove_file(&report);
+    let mut tests = cargo();
+    tests.args(["nextest", "run", "--workspace"]).args(arguments);
+    let passed = succeeds(&mut tests)?;
+    for (test, reason) in skipped(&fs::read_to_string(report).unwrap_or_default()) {
+        say("skipped", format!("{test}: {reason}"));
+    }
+    Ok(passed)
+}
+
+/// Tests share a process then, so they run one after the other: some own the machine's clockwork.
+fn without_nextest(arguments: &[String]) -> Result<bool> {
+    say(
+        "test",
+        "cargo-nextest is not installed: using `cargo test`, one test at a time",
+    );
+    let mut tests = cargo();
+    tests
+        .args(["test", "--workspace", "--no-fail-fast"])
+        .args(arguments);
+    tests.args(["--", "--test-threads=1"]);
+    succeeds(&mut tests)
+}
+
+/// Tests that printed `skipped: reason`, from a JUnit report.
+fn skipped(report: &str) -> Vec<(String, String)> {
+    let mut test = "";
+    let mut found = Vec::new();
+    for line in report.lines() {
+        if let Some((_, rest)) = line.split_once("<testcase name=\"") {
+            test = rest.split('"').next().unwrap_or_default();
+        }
+        if let Some((_, reason)) = line.split_once("skipped: ") {
+            let reason = reason.split("</system-out>").next().unwrap_or_default();
+            found.push((test.to_owned(), reason.to_owned()));
+        }
+    }
+    found
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn skipped_tests_are_named_with_their_reason() {
+        let report = "<testcase name=\"quiet\" classname=\"x\"/>\n\
+                      <testcase name=\"needs_root\" classname=\"x\">\n\
+                      <system-out>\nrunning 1 test\nskipped: not root\n</system-out>\n";
+        assert_eq!(
+            skipped(report),
+            [("needs_root".to_owned(), "not root".to_owned())]
+        );
+    }
+}
