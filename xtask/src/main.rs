@@ -20,10 +20,7 @@ use anyhow::Result;
 use clap::{Parser, Subcommand};
 
 #[derive(Parser)]
-#[command(
-    name = "cargo xtask",
-    about = "Builds, tests and demonstrates Understudy"
-)]
+#[command(name = "cargo xtask", about = "Builds, tests and demonstrates Understudy")]
 struct Arguments {
     #[command(subcommand)]
     command: Command,
@@ -70,5 +67,9 @@ fn run(command: Command) -> Result<ExitCode> {
         Command::Ci => ci::run(),
         Command::Fix => fix::run().map(|()| true),
     };
-    Ok(if held? { ExitCode::SUCCESS } else { ExitCode::from(1) })
+    Ok(if held? {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::from(1)
+    })
 }
