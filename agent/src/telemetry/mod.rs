@@ -42,6 +42,9 @@ pub use scope::{Scope, ScopeConfig, ScopeError, TelemetryConfig};
 /// How often [`Telemetry::sample`] wants to be called.
 pub const SAMPLE_INTERVAL_MS: u64 = 100;
 
+/// Beacons between two lines about the own cost in the log.
+const COST_EVERY: u64 = 10;
+
 #[derive(Debug, thiserror::Error)]
 pub enum TelemetryError {
     #[error(transparent)]
@@ -66,8 +69,10 @@ pub struct SourceReport {
 /// What the telemetry itself costs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct OwnCost {
-    /// CPU time of this process since it started.
-    pub cpu_ns: u64,
+    /// CPU time spent in [`Telemetry::sample`] since it was opened.
+    pub sample_ns: u64,
+    /// CPU time of the whole process since it started.
+    pub process_ns: u64,
     /// Run time of the kernel programs since they were attached; `None` while the kernel does not measure it.
     pub bpf_ns: Option<u64>,
 }
@@ -84,6 +89,7 @@ pub struct Telemetry {
     disks: Option<Disks>,
     fold: Fold,
     sources: Vec<Option<Source>>,
+    sample_ns: u64,
 }
 
 impl Telemetry {
@@ -109,7 +115,10 @@ impl Telemetry {
         };
         refused.extend(probes.iter().flat_map(|probes| probes.refused().to_vec()));
         for (what, why) in &refused {
-            tracing::warn!(what, why, "no kernel programs for these signals");
+            tracing::info!(what, why, "no kernel programs for these signals");
+        }
+        if probes.is_none() && config.bpf {
+            tracing::warn!("no kernel programs: signals come from procfs and control groups alone");
         }
 
         let host_bytes = Meminfo::current()?.mem_total;
@@ -140,11 +149,32 @@ impl Telemetry {
             disks,
             fold: Fold::new(host),
             sources: vec![None; FEATURES.len()],
+            sample_ns: 0,
         })
     }
 
     /// Takes a sample; call it every [`SAMPLE_INTERVAL_MS`]. Returns the beacon of the tick that it closes.
     pub fn sample(&mut self, now: BootTime) -> Option<Beacon> {
+        let before = cpu_ns(ClockId::CLOCK_THREAD_CPUTIME_ID);
+        let beacon = self.take_sample(now);
+        let after = cpu_ns(ClockId::CLOCK_THREAD_CPUTIME_ID);
+        self.sample_ns += before
+            .zip(after)
+            .map_or(0, |(before, after)| after.saturating_sub(before));
+        if beacon.is_some_and(|beacon| beacon.sequence % COST_EVERY == 0) {
+            let cost = self.cost();
+            tracing::debug!(
+                target: "understudy_agent::cost",
+                sample_ns = cost.sample_ns,
+                process_ns = cost.process_ns,
+                bpf_ns = cost.bpf_ns,
+                "own cost so far"
+            );
+        }
+        beacon
+    }
+
+    fn take_sample(&mut self, now: BootTime) -> Option<Beacon> {
         let all = self.fold.wants_all(now);
         let mut sample = Sample::default();
         // First the programs, the best source; readers fill in what is missing.
@@ -183,7 +213,7 @@ impl Telemetry {
         if self.scope.as_ref().is_none_or(|scope| scope.netns.is_some()) {
             host::network(sample);
         }
-        if let Some(ns) = own_cpu_ns() {
+        if let Some(ns) = cpu_ns(ClockId::CLOCK_PROCESS_CPUTIME_ID) {
             let share = Signal::Total {
                 value: ns,
                 scale: 1e-9,
@@ -234,7 +264,8 @@ impl Telemetry {
 
     pub fn cost(&self) -> OwnCost {
         OwnCost {
-            cpu_ns: own_cpu_ns().unwrap_or(0),
+            sample_ns: self.sample_ns,
+            process_ns: cpu_ns(ClockId::CLOCK_PROCESS_CPUTIME_ID).unwrap_or(0),
             bpf_ns: self.probes.as_ref().and_then(Probes::run_time_ns),
         }
     }
@@ -246,8 +277,8 @@ impl Telemetry {
     }
 }
 
-fn own_cpu_ns() -> Option<u64> {
-    let time = clock_gettime(ClockId::CLOCK_PROCESS_CPUTIME_ID).ok()?;
+fn cpu_ns(clock: ClockId) -> Option<u64> {
+    let time = clock_gettime(clock).ok()?;
     let seconds = u64::try_from(time.tv_sec()).ok()?;
     Some(seconds * 1_000_000_000 + u64::try_from(time.tv_nsec()).ok()?)
 }

@@ -39,6 +39,8 @@ pub enum ProbeError {
     Types(#[from] BtfError),
     #[error("{what}: {why}")]
     Refused { what: &'static str, why: String },
+    #[error("nothing could be attached; {what}: {why}")]
+    None { what: String, why: String },
     #[error("telemetry.scope.{0} is not set, so this cannot be told apart")]
     Unscoped(&'static str),
 }
@@ -82,6 +84,11 @@ impl Probes {
                 Ok(()) => attached.push(family),
                 Err(error) => probes_refused.push((family.name.to_owned(), chain(&error))),
             }
+        }
+        if attached.is_empty()
+            && let Some((what, why)) = probes_refused.first().cloned()
+        {
+            return Err(ProbeError::None { what, why });
         }
         let logger = if options.log {
             EbpfLogger::init(&mut ebpf).ok()
@@ -320,5 +327,5 @@ fn chain(error: &dyn std::error::Error) -> String {
     let start = (start..=text.len())
         .find(|at| text.is_char_boundary(*at))
         .unwrap_or(0);
-    text.split_off(start)
+    text[start..].trim().to_owned()
 }

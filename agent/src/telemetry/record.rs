@@ -101,7 +101,8 @@ pub async fn record(config: &RecordConfig, out: &Path, ticks: Option<u64>) -> Re
         }
     }
     let cost = telemetry.cost();
-    tracing::info!(rows, cpu_ms = cost.cpu_ns / 1_000_000, bpf_us = ?cost.bpf_ns.map(|ns| ns / 1_000), "recorded");
+    let (sample_ms, bpf_ms) = (cost.sample_ns / 1_000_000, cost.bpf_ns.map(|ns| ns / 1_000_000));
+    tracing::info!(rows, sample_ms, bpf_ms, "recorded");
     Ok(())
 }
 

@@ -13,7 +13,7 @@ use understudy_common::beacon::{Beacon, FEATURES, Feature, Source, TraceHeader};
 use understudy_common::id::HostId;
 use understudy_common::units::BootTime;
 
-const PATIENCE: Duration = Duration::from_secs(60);
+const PATIENCE: Duration = Duration::from_secs(120);
 
 fn open(scope: Option<ScopeConfig>) -> Result<Telemetry, Skip> {
     let config = TelemetryConfig {
@@ -150,12 +150,12 @@ fn a_cpu_quota_shows_as_run_queue_latency_and_throttling() {
         }))?;
         let _busy = spawn_in(&[&tasks, &quota], "while :; do :; done");
         let beacon = until(&mut telemetry, "a throttled task", |beacon| {
-            beacon.get(Feature::RunQueueP99).is_some_and(|us| us > 10_000.0)
+            beacon.get(Feature::RunQueueP99).is_some_and(|us| us > 5_000.0)
                 && beacon
                     .get(Feature::CpuThrottledShare)
-                    .is_some_and(|share| share > 0.5)
+                    .is_some_and(|share| share > 0.2)
         });
-        assert!(beacon.get(Feature::CpuUsedShare).unwrap() > 0.5);
+        assert!(beacon.get(Feature::CpuUsedShare).unwrap() > 0.2);
         assert!(beacon.get(Feature::PsiCpuSomeMicros).is_some());
         Ok(())
     });
@@ -324,39 +324,46 @@ fn own_cost_is_measured_when_the_kernel_keeps_statistics() {
         });
         assert!(beacon.get(Feature::AgentCpuShare).unwrap() > 0.0);
         let cost = telemetry.cost();
-        assert!(cost.bpf_ns.unwrap() > 0 && cost.cpu_ns > 0);
+        assert!(cost.bpf_ns.unwrap() > 0 && cost.sample_ns > 0 && cost.process_ns > cost.sample_ns);
         Ok(())
     });
+}
+
+/// Records for some seconds as a user without a name, with these capabilities.
+fn record_as_nobody(capabilities: &str) -> Result<(String, Vec<Beacon>), Skip> {
+    let dir = tempfile::tempdir().unwrap();
+    let agent = support::public_copy(env!("CARGO_BIN_EXE_understudy-agent"), dir.path());
+    let (config, trace) = (dir.path().join("agent.toml"), dir.path().join("t.trace"));
+    std::fs::write(&config, "host = 5\nname = \"e\"\n[telemetry]\nbpf = true\n").unwrap();
+    let output = std::process::Command::new("setpriv")
+        .args(["--reuid=65534", "--regid=65534", "--clear-groups"])
+        .arg(format!("--inh-caps={capabilities}"))
+        .arg(format!("--ambient-caps={capabilities}"))
+        .arg(agent)
+        .args(["record", "--seconds", "2", "--config"])
+        .arg(&config)
+        .arg("--out")
+        .arg(&trace)
+        .output()
+        .map_err(|error| Skip(format!("setpriv cannot be run: {error}")))?;
+    let log = String::from_utf8_lossy(&output.stderr).into_owned();
+    if log.contains("setpriv: ") {
+        return Err(Skip(log));
+    }
+    assert!(output.status.success(), "{log}");
+    let bytes = std::fs::read(&trace).unwrap();
+    let (header, rows) = TraceHeader::read(&bytes).unwrap();
+    assert_eq!(header.host, HostId(5));
+    let beacons = header.rows(rows).unwrap();
+    assert_eq!(beacons.len(), 2);
+    Ok((log, beacons))
 }
 
 #[test]
 fn without_privilege_the_same_vector_is_recorded_with_a_mask() {
     run(|| {
-        let dir = tempfile::tempdir().unwrap();
-        let agent = support::public_copy(env!("CARGO_BIN_EXE_understudy-agent"), dir.path());
-        let (config, trace) = (dir.path().join("agent.toml"), dir.path().join("t.trace"));
-        std::fs::write(&config, "host = 5\nname = \"e\"\n[telemetry]\nbpf = true\n").unwrap();
-        let output = std::process::Command::new("setpriv")
-            .args([
-                "--reuid=65534",
-                "--regid=65534",
-                "--clear-groups",
-                "--inh-caps=-all",
-            ])
-            .arg(agent)
-            .args(["record", "--seconds", "2", "--config"])
-            .arg(&config)
-            .arg("--out")
-            .arg(&trace)
-            .output()
-            .map_err(|error| Skip(format!("setpriv cannot be run: {error}")))?;
-        let log = String::from_utf8_lossy(&output.stderr);
-        assert!(output.status.success(), "{log}");
-        assert!(log.contains("no kernel programs for these signals"), "{log}");
-        let bytes = std::fs::read(&trace).unwrap();
-        let (header, rows) = TraceHeader::read(&bytes).unwrap();
-        let beacons = header.rows(rows).unwrap();
-        assert_eq!((header.host, beacons.len()), (HostId(5), 2));
+        let (log, beacons) = record_as_nobody("-all")?;
+        assert!(log.contains("no kernel programs"), "{log}");
         assert_eq!(beacons[1].get(Feature::RunQueueP99), None);
         assert_eq!(beacons[1].get(Feature::ExitsPerSecond), None);
         for feature in [
@@ -365,6 +372,70 @@ fn without_privilege_the_same_vector_is_recorded_with_a_mask() {
             Feature::MemoryAvailableShare,
         ] {
             assert!(beacons[1].get(feature).is_some(), "{feature:?}");
+        }
+        Ok(())
+    });
+}
+
+#[test]
+fn two_capabilities_are_enough_for_all_programs() {
+    run(|| {
+        drop(open(None)?);
+        let (log, beacons) = record_as_nobody("+bpf,+perfmon")?;
+        assert!(log.contains("tp_btf"), "{log}");
+        assert!(beacons[1].get(Feature::RunQueueP99).is_some(), "{log}");
+        assert!(beacons[1].get(Feature::ExitsPerSecond).is_some(), "{log}");
+        Ok(())
+    });
+}
+
+#[test]
+fn retransmissions_are_counted_in_their_own_network_namespace_only() {
+    run(|| {
+        drop(open(None)?);
+        let silent = "ip link add va type veth peer name vb && ip addr add 10.9.9.1/24 dev va && \
+                      ip link set va up && ip link set vb up && \
+                      ip neigh add 10.9.9.2 lladdr 02:00:00:00:00:02 dev va";
+        let knock = format!("{silent} && (timeout 5 bash -c '</dev/tcp/10.9.9.2/80' >/dev/null 2>&1 &) &&");
+        let (busy, idle) = (support::record_in_netns(&knock)?, support::record_in_netns("")?);
+        let (busy, idle) = (busy.beacons()?, idle.beacons()?);
+        let sum = |beacons: &[Beacon], feature| {
+            beacons
+                .iter()
+                .filter_map(|beacon| beacon.get(feature))
+                .sum::<f32>()
+        };
+        // A connection attempt without an answer is repeated after one second and after three.
+        assert!(sum(&busy, Feature::TcpRetransmitsPerSecond) >= 1.0, "{busy:?}");
+        assert!(sum(&busy, Feature::NetTxPacketsPerSecond) >= 2.0, "{busy:?}");
+        assert_eq!(sum(&idle, Feature::TcpRetransmitsPerSecond), 0.0);
+        assert!(
+            idle.iter()
+                .all(|beacon| beacon.get(Feature::TcpRetransmitsPerSecond).is_some())
+        );
+        assert!(
+            idle.iter()
+                .all(|beacon| beacon.get(Feature::ExitsPerSecond).is_none())
+        );
+        Ok(())
+    });
+}
+
+#[test]
+fn diagnostics_of_the_programs_reach_the_log_only_when_asked_for() {
+    run(|| {
+        drop(open(None)?);
+        let tasks = Cgroup::v2("log")?;
+        for wanted in [true, false] {
+            let config = format!(
+                "host = 1\n[telemetry]\nbpf_log = {wanted}\n[telemetry.scope]\ncgroup = \"{}\"\n",
+                tasks.path().display()
+            );
+            let mut recorder = support::Recorder::start("exec", &config, "info,telemetry=debug")?;
+            let found = recorder.wait_for_log("ended by signal 9", || {
+                assert!(spawn_in(&[&tasks], "kill -9 $$").wait().is_ok());
+            });
+            assert_eq!(found, wanted);
         }
         Ok(())
     });

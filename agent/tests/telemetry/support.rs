@@ -10,6 +10,7 @@ use std::process::{Child, Command, ExitStatus, Stdio};
 use nix::fcntl::{PosixFadviseAdvice, posix_fadvise};
 use procfs::process::Process;
 use understudy_agent::telemetry::ScopeConfig;
+use understudy_common::beacon::{Beacon, TraceHeader};
 
 /// Why a test cannot run here.
 pub struct Skip(pub String);
@@ -234,4 +235,82 @@ pub fn public_copy(program: &str, dir: &Path) -> PathBuf {
         std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o777)).unwrap();
     }
     copy
+}
+
+/// The agent, recording on its own.
+pub struct Recorder {
+    child: Child,
+    dir: tempfile::TempDir,
+}
+
+/// Rows that a test waits for, and how often it looks.
+const ROWS: &str = "4";
+const LOOKS_MAX: u32 = 40;
+
+impl Recorder {
+    /// `prefix` is what the shell does before it becomes the agent, ending in `exec` or `&& exec`.
+    pub fn start(prefix: &str, config: &str, log: &str) -> Result<Self, Skip> {
+        let dir = tempfile::tempdir().map_err(skip("a temporary directory"))?;
+        let path = dir.path().join("agent.toml");
+        std::fs::write(&path, config).map_err(skip("the configuration"))?;
+        let errors = File::create(dir.path().join("log")).map_err(skip("the log"))?;
+        let agent = env!("CARGO_BIN_EXE_understudy-agent");
+        let script = format!("{prefix} {agent} record --config agent.toml --out t.trace --seconds {ROWS}");
+        let child = Command::new("sh")
+            .args(["-c", &script])
+            .current_dir(dir.path())
+            .env("RUST_LOG", log)
+            .stdin(Stdio::null())
+            .stderr(errors)
+            .spawn()
+            .map_err(skip("sh"))?;
+        Ok(Self { child, dir })
+    }
+
+    fn log(&self) -> String {
+        std::fs::read_to_string(self.dir.path().join("log")).unwrap_or_default()
+    }
+
+    /// Repeats `cause` until the log has the text; `false` when the recording ended without it.
+    pub fn wait_for_log(&mut self, text: &str, cause: impl Fn()) -> bool {
+        for _ in 0..LOOKS_MAX {
+            if self.log().contains(text) {
+                return true;
+            }
+            if !matches!(self.child.try_wait(), Ok(None)) {
+                break;
+            }
+            cause();
+            std::thread::park_timeout(std::time::Duration::from_millis(200));
+        }
+        self.log().contains(text)
+    }
+
+    /// All rows, once the recording has ended.
+    pub fn beacons(mut self) -> Result<Vec<Beacon>, Skip> {
+        let status = self.child.wait().map_err(skip("the agent"))?;
+        let log = self.log();
+        if log.contains("unshare: ") || log.contains("RTNETLINK") {
+            return Err(Skip(log));
+        }
+        assert!(status.success(), "{log}");
+        let bytes = std::fs::read(self.dir.path().join("t.trace")).map_err(skip("the trace"))?;
+        let (header, rows) = TraceHeader::read(&bytes).expect("the agent writes traces");
+        Ok(header.rows(rows).expect("the agent writes rows"))
+    }
+}
+
+impl Drop for Recorder {
+    fn drop(&mut self) {
+        // Already gone is as good.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// Records a network namespace of its own, in which `setup` (ending in `&&`, or empty) runs first.
+pub fn record_in_netns(setup: &str) -> Result<Recorder, Skip> {
+    let quoted = format!("{setup} exec \"$@\"").replace('\'', "'\\''");
+    let prefix = format!("exec unshare -n sh -c '{quoted}' sh");
+    Recorder::start(&prefix, "host = 1\n[telemetry.scope]\nnetns = true\n", "info")
 }
