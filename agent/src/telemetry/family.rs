@@ -41,7 +41,8 @@ impl ScopeKind {
 #[derive(Debug)]
 pub struct ProgramSpec {
     pub name: &'static str,
-    pub tracepoint: &'static str,
+    /// Where it can be attached, best first; kernels differ.
+    pub tracepoints: &'static [&'static str],
     /// Structures that the arguments point to; `""` is not looked at.
     pub arguments: &'static [&'static str],
     /// Its family is whole without it on kernels that lack the tracepoint.
@@ -59,21 +60,21 @@ pub struct Family {
 
 const fn program(
     name: &'static str,
-    tracepoint: &'static str,
+    tracepoints: &'static [&'static str],
     arguments: &'static [&'static str],
 ) -> ProgramSpec {
     ProgramSpec {
         name,
-        tracepoint,
+        tracepoints,
         arguments,
         optional: false,
     }
 }
 
-const fn optional(name: &'static str, tracepoint: &'static str) -> ProgramSpec {
+const fn optional(name: &'static str, tracepoints: &'static [&'static str]) -> ProgramSpec {
     ProgramSpec {
         name,
-        tracepoint,
+        tracepoints,
         arguments: &[],
         optional: true,
     }
@@ -85,11 +86,11 @@ pub const FAMILIES: [Family; 8] = [
         features: &[Feature::RunQueueP50, Feature::RunQueueP99],
         scope: ScopeKind::Tasks,
         programs: &[
-            program("sched_wakeup", "sched_wakeup", &["task_struct"]),
-            program("sched_wakeup_new", "sched_wakeup_new", &["task_struct"]),
+            program("sched_wakeup", &["sched_wakeup"], &["task_struct"]),
+            program("sched_wakeup_new", &["sched_wakeup_new"], &["task_struct"]),
             program(
                 "sched_switch",
-                "sched_switch",
+                &["sched_switch"],
                 &["", "task_struct", "task_struct"],
             ),
         ],
@@ -104,14 +105,18 @@ pub const FAMILIES: [Family; 8] = [
             Feature::BlockWriteP99,
         ],
         scope: ScopeKind::Devices,
-        programs: &[program("block_io_done", "block_io_done", &["request"])],
+        programs: &[program(
+            "block_io_done",
+            &["block_io_done", "block_rq_complete"],
+            &["request"],
+        )],
         fields: &["REQUEST_FLAGS", "REQUEST_START"],
     },
     Family {
         name: "block errors",
         features: &[Feature::BlockErrorsPerSecond],
         scope: ScopeKind::Devices,
-        programs: &[program("block_rq_error", "block_rq_error", &["request"])],
+        programs: &[program("block_rq_error", &["block_rq_error"], &["request"])],
         fields: &["REQUEST_FLAGS"],
     },
     Family {
@@ -119,8 +124,8 @@ pub const FAMILIES: [Family; 8] = [
         features: &[Feature::FsyncP50, Feature::FsyncP99, Feature::FsyncsPerSecond],
         scope: ScopeKind::Files,
         programs: &[
-            program("ext4_sync_file_enter", "ext4_sync_file_enter", &["file"]),
-            program("ext4_sync_file_exit", "ext4_sync_file_exit", &["inode"]),
+            program("ext4_sync_file_enter", &["ext4_sync_file_enter"], &["file"]),
+            program("ext4_sync_file_exit", &["ext4_sync_file_exit"], &["inode"]),
         ],
         fields: &["TASK_PID", "FILE_INODE", "INODE_SUPER", "SUPER_DEV"],
     },
@@ -129,10 +134,10 @@ pub const FAMILIES: [Family; 8] = [
         features: &[Feature::ReclaimStallsPerSecond, Feature::ReclaimStallMicros],
         scope: ScopeKind::Tasks,
         programs: &[
-            program("reclaim_begin", "mm_vmscan_direct_reclaim_begin", &[]),
-            program("reclaim_end", "mm_vmscan_direct_reclaim_end", &[]),
-            optional("cgroup_reclaim_begin", "mm_vmscan_memcg_reclaim_begin"),
-            optional("cgroup_reclaim_end", "mm_vmscan_memcg_reclaim_end"),
+            program("reclaim_begin", &["mm_vmscan_direct_reclaim_begin"], &[]),
+            program("reclaim_end", &["mm_vmscan_direct_reclaim_end"], &[]),
+            optional("cgroup_reclaim_begin", &["mm_vmscan_memcg_reclaim_begin"]),
+            optional("cgroup_reclaim_end", &["mm_vmscan_memcg_reclaim_end"]),
         ],
         fields: &["TASK_PID"],
     },
@@ -140,21 +145,21 @@ pub const FAMILIES: [Family; 8] = [
         name: "out of memory",
         features: &[Feature::OomKillsPerSecond],
         scope: ScopeKind::Tasks,
-        programs: &[program("oom_victim", "mark_victim", &["task_struct"])],
+        programs: &[program("oom_victim", &["mark_victim"], &["task_struct"])],
         fields: &["TASK_PID"],
     },
     Family {
         name: "TCP retransmits",
         features: &[Feature::TcpRetransmitsPerSecond],
         scope: ScopeKind::Sockets,
-        programs: &[program("tcp_retransmit", "tcp_retransmit_skb", &["sock"])],
+        programs: &[program("tcp_retransmit", &["tcp_retransmit_skb"], &["sock"])],
         fields: &[],
     },
     Family {
         name: "process exits",
         features: &[Feature::ExitsPerSecond, Feature::ExitsBySignalPerSecond],
         scope: ScopeKind::Tasks,
-        programs: &[program("process_exit", "sched_process_exit", &["task_struct"])],
+        programs: &[program("process_exit", &["sched_process_exit"], &["task_struct"])],
         fields: &["TASK_PID", "TASK_TGID", "TASK_EXIT_CODE"],
     },
 ];

@@ -282,3 +282,9 @@ fn cpu_ns(clock: ClockId) -> Option<u64> {
     let seconds = u64::try_from(time.tv_sec()).ok()?;
     Some(seconds * 1_000_000_000 + u64::try_from(time.tv_nsec()).ok()?)
 }
+
+// The event loop may run it on any worker thread.
+const _: fn() = || {
+    fn sendable<T: Send>() {}
+    sendable::<Telemetry>();
+};

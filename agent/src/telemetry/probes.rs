@@ -14,7 +14,7 @@ use aya_log::EbpfLogger;
 use understudy_common::abi::telemetry::Metrics;
 use understudy_common::beacon::{Feature, Source};
 
-use super::family::{FAMILIES, FIELDS, Family, ScopeKind};
+use super::family::{FAMILIES, FIELDS, Family, ProgramSpec, ScopeKind};
 use super::fold::{Sample, Signal};
 use super::histogram::accumulate;
 use super::scope::Scope;
@@ -244,7 +244,7 @@ fn usable(
         }
     }
     for program in family.programs.iter().filter(|program| !program.optional) {
-        types.check_tracepoint(program.tracepoint, program.arguments)?;
+        tracepoint(program, types)?;
     }
     Ok(())
 }
@@ -270,10 +270,11 @@ fn attach_family(
 ) -> Result<(), ProbeError> {
     let before = programs.len();
     for spec in family.programs {
-        if spec.optional && types.check_tracepoint(spec.tracepoint, spec.arguments).is_err() {
-            continue;
-        }
-        if let Err(error) = attach_program(ebpf, spec.name, spec.tracepoint, btf) {
+        let at = match tracepoint(spec, types) {
+            Err(_) if spec.optional => continue,
+            found => found,
+        };
+        if let Err(error) = at.and_then(|at| attach_program(ebpf, spec.name, at, btf)) {
             for name in programs.drain(before..) {
                 if let Ok(program) = program(ebpf, name) {
                     // It was loaded a moment ago; unloading it detaches it.
@@ -285,6 +286,22 @@ fn attach_family(
         programs.push(spec.name);
     }
     Ok(())
+}
+
+/// The best of a program's tracepoints that this kernel has with the expected arguments.
+fn tracepoint(spec: &ProgramSpec, types: &Btf) -> Result<&'static str, ProbeError> {
+    let mut error = None;
+    for name in spec.tracepoints {
+        match types.check_tracepoint(name, spec.arguments) {
+            Ok(()) => return Ok(name),
+            Err(found) => error = error.or(Some(found)),
+        }
+    }
+    let missing = || BtfError::Missing {
+        kind: "tracepoint",
+        name: spec.name.to_owned(),
+    };
+    Err(error.unwrap_or_else(missing).into())
 }
 
 fn attach_program(ebpf: &mut Ebpf, name: &str, tracepoint: &str, btf: &aya::Btf) -> Result<(), ProbeError> {

@@ -24,7 +24,7 @@ pub struct RecordConfig {
 
 #[derive(Debug, thiserror::Error)]
 pub enum RecordError {
-    #[error("{path} cannot be read ({source})")]
+    #[error("{path} cannot be read")]
     Config { path: PathBuf, source: std::io::Error },
     #[error("{path} is not a valid configuration: {why}")]
     Toml { path: PathBuf, why: String },

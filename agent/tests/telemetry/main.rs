@@ -440,3 +440,34 @@ fn diagnostics_of_the_programs_reach_the_log_only_when_asked_for() {
         Ok(())
     });
 }
+
+#[test]
+fn a_wrong_configuration_is_refused_by_name_with_the_exit_code_for_usage() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("agent.toml");
+    let refused = |text: Option<&str>, expected: &str| {
+        if let Some(text) = text {
+            std::fs::write(&path, text).unwrap();
+        }
+        let output = std::process::Command::new(env!("CARGO_BIN_EXE_understudy-agent"))
+            .args(["record", "--seconds", "1", "--config"])
+            .arg(&path)
+            .arg("--out")
+            .arg(dir.path().join("t.trace"))
+            .output()
+            .unwrap();
+        let log = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(64), "{log}");
+        assert!(log.contains(expected), "{log}");
+    };
+    refused(None, "agent.toml cannot be read");
+    refused(Some("host = 1\n[telemetry]\nbfp = true\n"), "unknown field `bfp`");
+    refused(
+        Some("host = 1\n[telemetry.scope]\ndevices = [\"sda\"]\n"),
+        "telemetry.scope.devices: `sda` is not of the form major:minor",
+    );
+    refused(
+        Some("host = 1\n[telemetry.scope]\nmemory = \"/nowhere\"\n"),
+        "telemetry.scope.memory: /nowhere cannot be read",
+    );
+}
