@@ -14,5 +14,7 @@ pub mod object {
     pub static GATE: &[u8] = include_bytes_aligned!(concat!(env!("OUT_DIR"), "/gate"));
 }
 
+pub mod gate;
 pub mod lease;
+pub mod traffic;
 pub mod workload;

@@ -7,9 +7,12 @@ use std::fs::{self, File};
 use std::io::{self, Read as _, Seek as _};
 use std::os::fd::AsFd as _;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+
+use super::thaw_guard::ThawGuard;
 
 /// Stops a workload for the length of a cut.
 pub trait Freezer: Send + Sync {
@@ -24,6 +27,8 @@ pub trait Freezer: Send + Sync {
 pub enum FreezeError {
     #[error("the workload did not stand still within {limit_ms} ms, so it was thawed again")]
     TimedOut { limit_ms: u64 },
+    #[error("no guard process would thaw the workload if the agent died, so it was not frozen")]
+    Guard(#[source] io::Error),
     #[error("cannot freeze the cgroup {}: is it a cgroup v2 directory with the service in it?", path.display())]
     Cgroup {
         path: PathBuf,
@@ -36,6 +41,7 @@ pub enum FreezeError {
 #[must_use = "the workload runs again as soon as this is dropped"]
 pub struct Frozen {
     since: Instant,
+    until: Option<Instant>,
     thaw: Option<Box<dyn FnOnce() + Send>>,
 }
 
@@ -44,8 +50,15 @@ impl Frozen {
     pub fn new(thaw: impl FnOnce() + Send + 'static) -> Self {
         Self {
             since: Instant::now(),
+            until: None,
             thaw: Some(Box::new(thaw)),
         }
+    }
+
+    /// Whether the workload has stood still until now. False once the guard may have thawed it: a cut
+    /// that ends so late is to be discarded.
+    pub fn is_whole(&self) -> bool {
+        self.until.is_none_or(|until| Instant::now() < until)
     }
 
     /// For how long the workload has stood still.
@@ -62,16 +75,39 @@ impl Drop for Frozen {
     }
 }
 
-/// `cgroup.freeze` of cgroup v2.
+/// No freeze may last longer, whatever the agent does: the guard ends it.
+pub const HARD_LIMIT: Duration = Duration::from_millis(2_000);
+
+/// `cgroup.freeze` of cgroup v2, watched by the thaw guard.
 #[derive(Clone, Debug)]
 pub struct CgroupFreezer {
     cgroup: PathBuf,
+    guard: Arc<ThawGuard>,
+    hard_limit: Duration,
 }
 
 impl CgroupFreezer {
-    pub fn new(cgroup: impl Into<PathBuf>) -> Self {
+    pub fn new(cgroup: impl Into<PathBuf>, guard: Arc<ThawGuard>) -> Self {
         Self {
             cgroup: cgroup.into(),
+            guard,
+            hard_limit: HARD_LIMIT,
+        }
+    }
+
+    /// Another limit than [`HARD_LIMIT`] for the whole freeze.
+    pub fn with_hard_limit(self, hard_limit: Duration) -> Self {
+        Self { hard_limit, ..self }
+    }
+
+    fn end(&self) {
+        if let Err(error) = thaw(&self.cgroup) {
+            // The guard still knows of the freeze and will try.
+            tracing::error!(cgroup = %self.cgroup.display(), %error, "cannot thaw the workload");
+            return;
+        }
+        if let Err(error) = self.guard.forget(&self.cgroup) {
+            tracing::debug!(%error, "the thaw guard does not listen");
         }
     }
 }
@@ -83,14 +119,16 @@ impl Freezer for CgroupFreezer {
             source,
         };
         let mut events = File::open(self.cgroup.join("cgroup.events")).map_err(failed)?;
-        let path = self.cgroup.clone();
-        let frozen = Frozen::new(move || {
-            if let Err(error) = thaw(&path) {
-                tracing::error!(cgroup = %path.display(), %error, "cannot thaw the workload");
-            }
-        });
+        let until = Instant::now() + self.hard_limit;
+        self.guard
+            .announce(&self.cgroup, self.hard_limit)
+            .map_err(FreezeError::Guard)?;
+        let freezer = self.clone();
+        let mut frozen = Frozen::new(move || freezer.end());
         write_freeze(&self.cgroup, "1").map_err(failed)?;
         if wait_frozen(&mut events, limit).map_err(failed)? {
+            frozen.since = Instant::now();
+            frozen.until = Some(until);
             return Ok(frozen);
         }
         let limit_ms = u64::try_from(limit.as_millis()).unwrap_or(u64::MAX);

@@ -1,5 +1,8 @@
 //! The lease gate's map entry and its one rule (DESIGN §7).
 
+/// Addresses that one host can guard.
+pub const ADDRESSES_MAX: u32 = 256;
+
 /// State of one service address in the pinned map `GATE`, keyed by its IPv4 address in network
 /// byte order. The gate is open while `epoch > floor` and the kernel's boot clock is before
 /// `deadline_ns`. An address without an entry is not guarded; arming inserts a closed one.
