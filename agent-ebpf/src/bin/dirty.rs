@@ -12,6 +12,8 @@
 mod direct;
 #[path = "../probes/dirty/inode.rs"]
 mod inode;
+#[path = "../probes/dirty/mapped.rs"]
+mod mapped;
 #[path = "../probes/dirty/mark.rs"]
 mod mark;
 #[path = "../probes/dirty/range.rs"]

@@ -22,7 +22,9 @@ const _: () = assert!(core::mem::size_of::<WatchKey>() == 16);
 pub struct Watch {
     pub slot: u32,
     /// Not zero once a direct write began.
-    pub direct: u32,
+    pub direct: u16,
+    /// Not zero once a page was faulted in while a shared writable mapping existed.
+    pub mapped: u16,
     /// Size that the last mark knew of; a different one makes the file `NOTE_TOUCHED`.
     pub size: u64,
 }

@@ -1,12 +1,12 @@
 //! Buffered writes (exact ranges) and folios that became dirty (mmap stores and all the rest).
 
 use aya_ebpf::Global;
-use aya_ebpf::helpers::bpf_get_current_task;
 use aya_ebpf::macros::btf_tracepoint;
 use aya_ebpf::programs::BtfTracePointContext;
 use understudy_common::abi::dirty::NOTE_TOUCHED;
 
 use crate::inode::{self, Object};
+use crate::mapped;
 use crate::mark::Marker;
 
 #[unsafe(no_mangle)]
@@ -16,13 +16,9 @@ static FOLIO_FLAGS_1: Global<u32> = Global::new(0);
 #[unsafe(no_mangle)]
 static FOLIO_INDEX: Global<u32> = Global::new(0);
 #[unsafe(no_mangle)]
-static MAPPING_HOST: Global<u32> = Global::new(0);
+pub static MAPPING_HOST: Global<u32> = Global::new(0);
 #[unsafe(no_mangle)]
 static PG_HEAD: Global<u32> = Global::new(0);
-/// Zero where the kernel's inode lock has no owner field: folios count whole then.
-#[unsafe(no_mangle)]
-static INODE_LOCK_OWNER: Global<u32> = Global::new(0);
-
 #[btf_tracepoint]
 fn da_write_end(ctx: BtfTracePointContext) -> u32 {
     written(&ctx)
@@ -57,22 +53,6 @@ fn written(ctx: &BtfTracePointContext) -> u32 {
     0
 }
 
-/// Whether this task holds the inode's lock for writing. Then the folio is dirtied by a buffered
-/// write, truncation or punch, each of which marks its exact range by itself; page faults and
-/// everything else that dirties folios come without the lock.
-#[inline(always)]
-unsafe fn locked_by_us(inode: Object) -> bool {
-    /// Set by waiters; the lowest bit, which stays in, says that readers hold the lock.
-    const NONSPINNABLE: u64 = 2;
-    if INODE_LOCK_OWNER.load() == 0 {
-        return false;
-    }
-    unsafe {
-        let owner: u64 = inode::field(inode, &INODE_LOCK_OWNER);
-        owner & !NONSPINNABLE == bpf_get_current_task()
-    }
-}
-
 /// `(folio, mapping)`: fires when a clean folio becomes dirty. All of its pages are marked.
 #[btf_tracepoint]
 fn dirty_folio(ctx: BtfTracePointContext) -> u32 {
@@ -85,7 +65,7 @@ fn dirty_folio(ctx: BtfTracePointContext) -> u32 {
         let Some(watch) = inode::watch(inode) else {
             return 0;
         };
-        if locked_by_us(inode) {
+        if mapped::counts_exactly(inode, mapping, watch) {
             return 0;
         }
         let flags: u64 = inode::field(folio, &FOLIO_FLAGS);

@@ -155,6 +155,7 @@ impl ChangeSource for KernelTracker {
         let watch = Watch {
             slot,
             direct: 0,
+            mapped: 0,
             size: size(file)?,
         };
         if let Err(error) = self.programs.watch(kernel, watch) {

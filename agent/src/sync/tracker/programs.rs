@@ -16,8 +16,9 @@ use understudy_common::abi::dirty::{ChunkKey, DirtyCounters, Note, Watch, WatchK
 use super::TrackError;
 use crate::btf::{Btf, BtfError};
 
-/// Program → tracepoint.
-const PROGRAMS: [(&str, &str); 11] = [
+/// Program → tracepoint. Without the direct ones a direct write would go unseen, so a kernel older
+/// than 6.7 scans.
+const PROGRAMS: [(&str, &str); 12] = [
     ("da_write_end", "ext4_da_write_end"),
     ("write_end", "ext4_write_end"),
     ("journalled_write_end", "ext4_journalled_write_end"),
@@ -28,10 +29,14 @@ const PROGRAMS: [(&str, &str); 11] = [
     ("zero_range", "ext4_zero_range"),
     ("collapse_range", "ext4_collapse_range"),
     ("insert_range", "ext4_insert_range"),
-    // Without these two a direct write would go unseen, so a kernel older than 6.7 scans.
     ("direct_begin", "iomap_dio_rw_begin"),
+    ("direct_complete", "iomap_dio_complete"),
 ];
-const DIRECT_COMPLETE: (&str, &str) = ("direct_complete", "iomap_dio_complete");
+/// Where one of these is missing, a write counts for the whole folio that it dirties.
+const FAULTS: [(&str, &str); 2] = [
+    ("fault", "mm_filemap_fault"),
+    ("map_pages", "mm_filemap_map_pages"),
+];
 
 /// Entries that one system call takes out of a map.
 const BATCH: usize = 4096;
@@ -84,19 +89,34 @@ fn offsets() -> Result<Vec<(&'static str, u32)>, BtfError> {
         ("KIOCB_FILE", btf.offset("kiocb", "ki_filp")?),
         ("KIOCB_POS", btf.offset("kiocb", "ki_pos")?),
         ("FILE_INODE", btf.offset("file", "f_inode")?),
-        // Zero, so that folios count whole, where locks are built differently (PREEMPT_RT).
         (
-            "INODE_LOCK_OWNER",
-            btf.offset("inode", "i_rwsem.owner").unwrap_or(0),
+            "MAPPING_WRITABLE",
+            btf.offset("address_space", "i_mmap_writable")?,
         ),
+        ("INODE_LOCK_OWNER", lock_owner(&btf)),
         ("ITER_SOURCE", btf.offset("iov_iter", "data_source")?),
     ])
+}
+
+/// Zero, so that folios count whole, where locks are built differently (PREEMPT_RT) or page faults
+/// cannot be seen.
+fn lock_owner(btf: &Btf) -> u32 {
+    let faults = FAULTS
+        .iter()
+        .all(|(_, tracepoint)| btf.tracepoint_arguments(tracepoint).is_ok());
+    match btf.offset("inode", "i_rwsem.owner") {
+        Ok(offset) if faults => offset,
+        _ => 0,
+    }
 }
 
 impl Programs {
     /// Loads and attaches, with room for that many files and bitmap words per epoch.
     pub fn attach(files_max: u32, chunks_max: u32) -> Result<Self, TrackError> {
         let offsets = offsets().map_err(unavailable("the kernel's layout"))?;
+        let exact = offsets
+            .iter()
+            .any(|(name, offset)| *name == "INODE_LOCK_OWNER" && *offset != 0);
         let mut loader = EbpfLoader::new();
         for (name, offset) in &offsets {
             loader.override_global(name, offset, true);
@@ -111,7 +131,8 @@ impl Programs {
             .load(crate::object::DIRTY)
             .map_err(unavailable("loading the kernel programs"))?;
         let btf = aya::Btf::from_sys_fs().map_err(unavailable("reading the kernel's BTF"))?;
-        for (name, tracepoint) in PROGRAMS.into_iter().chain([DIRECT_COMPLETE]) {
+        let faults = FAULTS.into_iter().filter(|_| exact);
+        for (name, tracepoint) in faults.chain(PROGRAMS) {
             let program: &mut BtfTracePoint = ebpf
                 .program_mut(name)
                 .ok_or_else(|| missing(name))?
@@ -216,8 +237,8 @@ impl Programs {
     fn infos(&self) -> Result<Vec<ProgramInfo>, TrackError> {
         self.ebpf
             .programs()
-            .map(|(name, program)| {
-                let fd = program.fd().map_err(unavailable(name))?;
+            .filter_map(|(_, program)| program.fd().ok())
+            .map(|fd| {
                 program_info(fd.as_fd().as_raw_fd()).map_err(|source| TrackError::Io {
                     what: "reading a kernel program's figures",
                     source,

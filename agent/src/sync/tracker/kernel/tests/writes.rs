@@ -133,6 +133,55 @@ fn a_store_after_rearm_marks_again() {
 }
 
 #[test]
+fn a_store_to_a_folio_that_a_write_dirtied_before_the_file_was_mapped_marks() {
+    let Some(disk) = Disk::new(64) else { return };
+    let Some(mut tracker) = tracker(&disk, TrackerLimits::default()) else {
+        return;
+    };
+    let file = disk.file("file", 64);
+    watch(&mut tracker, &file);
+    file.write_all_at(b"x", 3 * PAGE).unwrap();
+    assert_eq!(pages(&tracker.swap().unwrap(), &file), [3]);
+    // The folio of page 3 is dirty still, and the kernel says nothing of stores to its other pages.
+    let mapping = Mapping::new(&file);
+    for page in 0..64 {
+        mapping.store(page * PAGE as usize, 1);
+    }
+    let set = tracker.swap().unwrap();
+    assert_eq!(pages(&set, &file), (0..64).collect::<Vec<_>>());
+    assert!(set.touched.contains(&key(&file)));
+}
+
+#[test]
+fn a_private_or_read_only_mapping_leaves_writes_exact() {
+    let Some(disk) = Disk::new(64) else { return };
+    let Some(mut tracker) = tracker(&disk, TrackerLimits::default()) else {
+        return;
+    };
+    let file = disk.file("file", 64);
+    watch(&mut tracker, &file);
+    let reader = File::open(disk.root().join("file")).unwrap();
+    // SAFETY: a fresh mapping, read inside its length and unmapped below.
+    unsafe {
+        let len = 64 * PAGE as usize;
+        let at = libc::mmap(
+            std::ptr::null_mut(),
+            len,
+            libc::PROT_READ,
+            libc::MAP_SHARED,
+            reader.as_raw_fd(),
+            0,
+        );
+        assert_ne!(at, libc::MAP_FAILED);
+        assert_eq!(at.cast::<u8>().add(5 * PAGE as usize).read_volatile(), b'.');
+        libc::munmap(at, len);
+    }
+    assert!(tracker.swap().unwrap().pages.is_empty());
+    file.write_all_at(b"x", 3 * PAGE).unwrap();
+    assert_eq!(pages(&tracker.swap().unwrap(), &file), [3]);
+}
+
+#[test]
 fn a_whole_file_rearmed_shows_stores_of_mappings_older_than_the_watch() {
     let Some(disk) = Disk::new(64) else { return };
     let Some(mut tracker) = tracker(&disk, TrackerLimits::default()) else {
