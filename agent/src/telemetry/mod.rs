@@ -6,11 +6,12 @@
 //! | module | is |
 //! |---|---|
 //! | `scope` | configuration and the checked scope |
-//! | `family`, `probes` | offsets, what programs give and need, loading and reading them |
+//! | `family`, `attach`, `probes` | what programs give and need, loading and reading them |
 //! | `cgroup`, `host`, `disk`, `memory` | readers |
 //! | `fold`, `histogram` | pure: samples to one vector per tick |
 //! | `inventory`, `record` | what the machine is; the `record` subcommand |
 
+mod attach;
 mod cgroup;
 mod disk;
 mod family;
@@ -75,6 +76,8 @@ pub struct OwnCost {
     pub process_ns: u64,
     /// Run time of the kernel programs since they were attached; `None` while the kernel does not measure it.
     pub bpf_ns: Option<u64>,
+    /// Durations that the kernel programs could not measure because a map was full.
+    pub stamps_lost: u64,
 }
 
 /// The watcher of one host or scope. [`sample`](Self::sample) reads files and makes system calls for well under a
@@ -168,6 +171,7 @@ impl Telemetry {
                 sample_ns = cost.sample_ns,
                 process_ns = cost.process_ns,
                 bpf_ns = cost.bpf_ns,
+                stamps_lost = cost.stamps_lost,
                 "own cost so far"
             );
         }
@@ -267,6 +271,7 @@ impl Telemetry {
             sample_ns: self.sample_ns,
             process_ns: cpu_ns(ClockId::CLOCK_PROCESS_CPUTIME_ID).unwrap_or(0),
             bpf_ns: self.probes.as_ref().and_then(Probes::run_time_ns),
+            stamps_lost: self.probes.as_ref().map_or(0, Probes::stamps_lost),
         }
     }
 

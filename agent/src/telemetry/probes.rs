@@ -1,29 +1,21 @@
-//! Loads the telemetry programs and reads what they counted.
+//! The attached telemetry programs, and what they counted.
 //!
-//! Invariants: a program is loaded only when every field it reads was found in the kernel's BTF and its tracepoint has
-//! the arguments it expects; a family of programs that is not complete is not attached at all; what is not attached is
-//! named with its reason.
+//! Invariant: what is not attached is named with its reason.
 
-use std::collections::BTreeMap;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 
+use aya::Ebpf;
 use aya::maps::PerCpuArray;
-use aya::programs::BtfTracePoint;
-use aya::{Ebpf, EbpfLoader};
 use aya_log::EbpfLogger;
 use understudy_common::abi::telemetry::Metrics;
 use understudy_common::beacon::{Feature, Source};
 
-use super::family::{FAMILIES, FIELDS, Family, ProgramSpec, ScopeKind};
+use super::attach::{self, ProbeError, chain};
+use super::family::{FAMILIES, Family};
 use super::fold::{Sample, Signal};
 use super::histogram::accumulate;
 use super::scope::Scope;
-use crate::btf::{Btf, BtfError};
-use crate::object;
-
-/// Log levels of the programs, as `aya_log_common::Level` counts them.
-const LOG_OFF: u8 = 0;
-const LOG_DEBUG: u8 = 4;
+use crate::btf::Btf;
 
 /// The kernel's record as aya reads it.
 #[derive(Clone, Copy)]
@@ -33,18 +25,6 @@ struct Record(Metrics);
 // SAFETY: `Metrics` is `repr(C)`, all `u64`, without padding: every bit pattern is a value.
 unsafe impl aya::Pod for Record {}
 
-#[derive(Debug, thiserror::Error)]
-pub enum ProbeError {
-    #[error(transparent)]
-    Types(#[from] BtfError),
-    #[error("{what}: {why}")]
-    Refused { what: &'static str, why: String },
-    #[error("nothing could be attached; {what}: {why}")]
-    None { what: String, why: String },
-    #[error("telemetry.scope.{0} is not set, so this cannot be told apart")]
-    Unscoped(&'static str),
-}
-
 /// The attached programs. Dropping it detaches them.
 pub struct Probes {
     ebpf: Ebpf,
@@ -53,6 +33,7 @@ pub struct Probes {
     attached: Vec<&'static Family>,
     programs: Vec<&'static str>,
     refused: Vec<(String, String)>,
+    stamps_lost: u64,
 }
 
 pub struct ProbeOptions {
@@ -65,21 +46,15 @@ impl Probes {
     /// [`ProbeError`] when nothing can be loaded at all: no permission, or no BTF.
     pub fn attach(scope: Option<&Scope>, options: &ProbeOptions) -> Result<Self, ProbeError> {
         let types = Btf::load()?;
-        let btf = aya::Btf::from_sys_fs().map_err(refused("the kernel's BTF"))?;
-        let mut offsets = BTreeMap::new();
-        for (global, structure, fields) in FIELDS {
-            let found = fields
-                .iter()
-                .find_map(|field| types.offset(structure, field).ok());
-            offsets.extend(found.map(|offset| (*global, offset)));
-        }
-        let mut ebpf = load(&offsets, scope, options)?;
+        let btf = aya::Btf::from_sys_fs().map_err(attach::refused("the kernel's BTF"))?;
+        let offsets = attach::offsets(&types);
+        let mut ebpf = attach::load(&offsets, scope, options.log)?;
 
         let mut probes_refused = Vec::new();
         let (mut attached, mut programs) = (Vec::new(), Vec::new());
         for family in &FAMILIES {
-            let done = usable(family, &types, &offsets, scope)
-                .and_then(|()| attach_family(&mut ebpf, family, &types, &btf, &mut programs));
+            let done = attach::usable(family, &types, &offsets, scope)
+                .and_then(|()| attach::attach_family(&mut ebpf, family, &types, &btf, &mut programs));
             match done {
                 Ok(()) => attached.push(family),
                 Err(error) => probes_refused.push((family.name.to_owned(), chain(&error))),
@@ -110,6 +85,7 @@ impl Probes {
             attached,
             programs,
             refused: probes_refused,
+            stamps_lost: 0,
         })
     }
 
@@ -156,7 +132,13 @@ impl Probes {
             };
             sample.put(Feature::BpfCpuShare, Source::TpBtf, share);
         }
+        self.stamps_lost = metrics.stamps_lost;
         sample.metrics = Some(metrics);
+    }
+
+    /// Durations that could not be measured because a map was full, as of the last scrape.
+    pub const fn stamps_lost(&self) -> u64 {
+        self.stamps_lost
     }
 
     /// Sum of the CPUs' records since the programs were attached.
@@ -187,162 +169,4 @@ impl Probes {
 
 fn stats_are_on() -> bool {
     std::fs::read_to_string("/proc/sys/kernel/bpf_stats_enabled").is_ok_and(|on| on.trim() == "1")
-}
-
-fn load(
-    offsets: &BTreeMap<&'static str, u32>,
-    scope: Option<&Scope>,
-    options: &ProbeOptions,
-) -> Result<Ebpf, ProbeError> {
-    let cgroup = scope.and_then(|scope| scope.cgroup.as_ref());
-    let (cgroup_id, level) = cgroup.map_or((0, 0), |cgroup| (cgroup.id, cgroup.level));
-    let netns = scope.and_then(|scope| scope.netns).unwrap_or(0);
-    let devices = scope.map_or(&[][..], |scope| &scope.devices);
-    let device: [u32; 4] = std::array::from_fn(|n| devices.get(n).map_or(0, |device| device.kernel()));
-    let level_of_log = if options.log { LOG_DEBUG } else { LOG_OFF };
-
-    let mut loader = EbpfLoader::new();
-    for (name, offset) in offsets {
-        loader.override_global(name, offset, true);
-    }
-    loader
-        .override_global("SCOPE_CGROUP", &cgroup_id, true)
-        .override_global("SCOPE_LEVEL", &level, true)
-        .override_global("SCOPE_NETNS", &netns, true)
-        .override_global("SCOPE_DEVICE_0", &device[0], true)
-        .override_global("SCOPE_DEVICE_1", &device[1], true)
-        .override_global("SCOPE_DEVICE_2", &device[2], true)
-        .override_global("SCOPE_DEVICE_3", &device[3], true)
-        .override_global(aya_log::LEVEL, &level_of_log, true);
-    loader
-        .load(object::TELEMETRY)
-        .map_err(refused("loading the telemetry object"))
-}
-
-fn usable(
-    family: &Family,
-    types: &Btf,
-    offsets: &BTreeMap<&'static str, u32>,
-    scope: Option<&Scope>,
-) -> Result<(), ProbeError> {
-    let scoped = match (scope, family.scope) {
-        (None, _) => &[][..],
-        (Some(scope), ScopeKind::Tasks) if scope.cgroup.is_none() => {
-            return Err(ProbeError::Unscoped("cgroup"));
-        }
-        (Some(scope), ScopeKind::Devices | ScopeKind::Files) if scope.devices.is_empty() => {
-            return Err(ProbeError::Unscoped("devices"));
-        }
-        (Some(scope), ScopeKind::Sockets) if scope.netns.is_none() => {
-            return Err(ProbeError::Unscoped("netns"));
-        }
-        (Some(_), kind) => kind.fields(),
-    };
-    for global in family.fields.iter().chain(scoped) {
-        if !offsets.contains_key(global) {
-            return Err(missing_field(global).into());
-        }
-    }
-    for program in family.programs.iter().filter(|program| !program.optional) {
-        tracepoint(program, types)?;
-    }
-    Ok(())
-}
-
-fn missing_field(global: &str) -> BtfError {
-    let field = FIELDS.iter().find(|(name, ..)| *name == global);
-    BtfError::Missing {
-        kind: "field",
-        name: field.map_or_else(
-            || global.to_owned(),
-            |(_, of, names)| format!("{of}.{}", names[0]),
-        ),
-    }
-}
-
-/// Attaches all programs of a family, or none.
-fn attach_family(
-    ebpf: &mut Ebpf,
-    family: &'static Family,
-    types: &Btf,
-    btf: &aya::Btf,
-    programs: &mut Vec<&'static str>,
-) -> Result<(), ProbeError> {
-    let before = programs.len();
-    for spec in family.programs {
-        let at = match tracepoint(spec, types) {
-            Err(_) if spec.optional => continue,
-            found => found,
-        };
-        if let Err(error) = at.and_then(|at| attach_program(ebpf, spec.name, at, btf)) {
-            for name in programs.drain(before..) {
-                if let Ok(program) = program(ebpf, name) {
-                    // It was loaded a moment ago; unloading it detaches it.
-                    let _ = program.unload();
-                }
-            }
-            return Err(error);
-        }
-        programs.push(spec.name);
-    }
-    Ok(())
-}
-
-/// The best of a program's tracepoints that this kernel has with the expected arguments.
-fn tracepoint(spec: &ProgramSpec, types: &Btf) -> Result<&'static str, ProbeError> {
-    let mut error = None;
-    for name in spec.tracepoints {
-        match types.check_tracepoint(name, spec.arguments) {
-            Ok(()) => return Ok(name),
-            Err(found) => error = error.or(Some(found)),
-        }
-    }
-    let missing = || BtfError::Missing {
-        kind: "tracepoint",
-        name: spec.name.to_owned(),
-    };
-    Err(error.unwrap_or_else(missing).into())
-}
-
-fn attach_program(ebpf: &mut Ebpf, name: &str, tracepoint: &str, btf: &aya::Btf) -> Result<(), ProbeError> {
-    let program = program(ebpf, name)?;
-    program
-        .load(tracepoint, btf)
-        .map_err(refused("loading the program"))?;
-    program.attach().map_err(refused("attaching the program"))?;
-    Ok(())
-}
-
-fn program<'a>(ebpf: &'a mut Ebpf, name: &str) -> Result<&'a mut BtfTracePoint, ProbeError> {
-    let program = ebpf.program_mut(name).ok_or_else(|| ProbeError::Refused {
-        what: "the telemetry object",
-        why: format!("it has no program {name}"),
-    })?;
-    program.try_into().map_err(refused("the telemetry object"))
-}
-
-fn refused<E: std::error::Error>(what: &'static str) -> impl FnOnce(E) -> ProbeError {
-    move |error| ProbeError::Refused {
-        what,
-        why: chain(&error),
-    }
-}
-
-/// An error with its sources on one line; the verifier's log is cut to its end.
-fn chain(error: &dyn std::error::Error) -> String {
-    const TAIL: usize = 400;
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(inner) = source {
-        let inner_text = inner.to_string();
-        if !text.contains(&inner_text) {
-            text = format!("{text}: {inner_text}");
-        }
-        source = inner.source();
-    }
-    let start = text.len().saturating_sub(TAIL);
-    let start = (start..=text.len())
-        .find(|at| text.is_char_boundary(*at))
-        .unwrap_or(0);
-    text[start..].trim().to_owned()
 }
