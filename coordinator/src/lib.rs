@@ -6,15 +6,20 @@
 //! | `state` | the replicated state and its deterministic `apply` | read a clock, use floats |
 //! | `lease`, `plan` | who may serve; what to do next | act |
 //! | `replica` | raft with all of the above, sans I/O | read a clock, touch disk or network |
+//! | `storage` | the raft log on disk, and persist-before-send | know what entries mean |
+//! | `window` | the last beacons of each host | read a clock |
 //! | `authority` | the cluster's CA | touch the disk |
 //! | `config` | files that people write, validated | guess or clamp |
 //! | `cli` | `understudy` | decide anything |
 
 pub mod authority;
 pub mod cli;
+pub mod clock;
 pub mod config;
 pub mod lease;
 pub mod plan;
 pub mod predict;
 pub mod replica;
 pub mod state;
+pub mod storage;
+pub mod window;
