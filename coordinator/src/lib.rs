@@ -8,18 +8,27 @@
 //! | `replica` | raft with all of the above, sans I/O | read a clock, touch disk or network |
 //! | `storage` | the raft log on disk, and persist-before-send | know what entries mean |
 //! | `window` | the last beacons of each host | read a clock |
+//! | `coordinator` | the loop that owns the replica | await while state is half changed |
+//! | `net`, `api` | links, streams, queues; documents | decide anything |
 //! | `authority` | the cluster's CA | touch the disk |
 //! | `config` | files that people write, validated | guess or clamp |
 //! | `cli` | `understudy` | decide anything |
 
+mod api;
 pub mod authority;
 pub mod cli;
 pub mod clock;
 pub mod config;
+pub mod coordinator;
 pub mod lease;
+mod net;
 pub mod plan;
 pub mod predict;
 pub mod replica;
+mod run;
 pub mod state;
 pub mod storage;
 pub mod window;
+
+pub(crate) use run::random;
+pub use run::{RunError, run};

@@ -7,7 +7,7 @@ mod frame;
 mod link;
 
 pub use frame::{FrameReceiver, FrameSender};
-pub use link::{Endpoint, Incoming, Link, PendingStream};
+pub use link::{Endpoint, Incoming, Link, PendingCall, PendingStream};
 
 /// Concurrent streams that a peer may open on one link, each way. Further opens wait.
 pub const STREAMS_MAX: u32 = 256;

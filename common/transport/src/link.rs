@@ -170,6 +170,16 @@ impl Link {
         })
         .await
         .map_err(|_| TransportError::Timeout(patience))?
+        .map_err(|error| self.explain(error))
+    }
+
+    /// In TLS 1.3 the accepting side looks at the dialler's certificate after the dialler is done:
+    /// its refusal arrives as the end of a link that seemed fine.
+    fn explain(&self, error: TransportError) -> TransportError {
+        match (error, self.connection.close_reason()) {
+            (TransportError::Closed(why), Some(reason)) => refused(reason, |_| TransportError::Closed(why)),
+            (other, _) => other,
+        }
     }
 
     /// # Errors
@@ -193,7 +203,7 @@ impl Link {
     ///
     /// # Errors
     /// [`TransportError::Closed`] when the link ended.
-    pub async fn accept_bi(&self) -> Result<PendingStream<quinn::SendStream>, TransportError> {
+    pub async fn accept_bi(&self) -> Result<PendingCall, TransportError> {
         let (sender, receiver) = self.connection.accept_bi().await.map_err(closed)?;
         Ok(PendingStream { sender, receiver })
     }
@@ -224,6 +234,9 @@ pub struct PendingStream<S> {
     receiver: quinn::RecvStream,
 }
 
+/// A two-way stream of which the kind byte has not been read yet.
+pub type PendingCall = PendingStream<quinn::SendStream>;
+
 impl<S> PendingStream<S> {
     async fn read_kind(&mut self) -> Result<StreamKind, TransportError> {
         let mut kind = [0];
@@ -232,7 +245,7 @@ impl<S> PendingStream<S> {
     }
 }
 
-impl PendingStream<quinn::SendStream> {
+impl PendingCall {
     /// # Errors
     /// [`TransportError::UnknownStream`] for a kind byte that is not in [`StreamKind`].
     pub async fn kind(mut self) -> Result<(StreamKind, FrameSender, FrameReceiver), TransportError> {

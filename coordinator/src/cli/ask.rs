@@ -18,6 +18,8 @@ use crate::config::{ClusterConfig, Member};
 const PATIENCE: Duration = Duration::from_secs(10);
 const DIAL: Duration = Duration::from_secs(3);
 const CALL: Duration = Duration::from_secs(5);
+/// How long the coordinators get to hear the goodbye.
+const GOODBYE: Duration = Duration::from_millis(50);
 /// Between two rounds without a leader.
 const PAUSE: Duration = Duration::from_millis(200);
 
@@ -73,7 +75,8 @@ impl Cluster {
 
     pub(super) async fn close(self) {
         self.endpoint.close();
-        self.endpoint.wait_idle().await;
+        // A dial that nobody answered would hold this up for seconds.
+        let _ = tokio::time::timeout(GOODBYE, self.endpoint.wait_idle()).await;
     }
 
     /// Status by the leader; where there is none, as any reachable coordinator sees it.

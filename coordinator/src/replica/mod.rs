@@ -298,6 +298,16 @@ impl Replica {
         self.drive(now);
     }
 
+    /// A message could not be delivered. raft sends entries again by itself, but waits for the fate
+    /// of a snapshot.
+    pub fn handle_undelivered(&mut self, now: BootTime, to: CoordinatorId, snapshot: bool) {
+        self.node.report_unreachable(to.0);
+        if snapshot {
+            self.node.report_snapshot(to.0, raft::SnapshotStatus::Failure);
+        }
+        self.drive(now);
+    }
+
     pub fn poll_output(&mut self) -> Option<Output> {
         self.outputs.pop_front()
     }

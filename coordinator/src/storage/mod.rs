@@ -2,9 +2,11 @@
 //!
 //! Invariants: one [`Persist`] is one batch, so a crash leaves all of it or none. An error means that
 //! nothing may be sent or voted for any more: the process must stop. A record that was being written
-//! when the machine died is cut off at the next start; damage before the end of the log is an error.
+//! when the machine died is cut off at the next start, damage in an older file is an error, and no
+//! damaged entry is ever given back.
 
 mod drain;
+mod term;
 
 use std::path::{Path, PathBuf};
 
@@ -49,6 +51,12 @@ pub enum StorageError {
         path: PathBuf,
         source: raft_engine::Error,
     },
+    #[error(
+        "the raft log in {path} ends in term {found}, but this coordinator has voted in term {voted}: the disk lost what was written; remove the data directory and let this coordinator catch up from the others"
+    )]
+    LostVote { path: PathBuf, found: u64, voted: u64 },
+    #[error("cannot keep the term in {path}: {source}")]
+    Term { path: PathBuf, source: std::io::Error },
 }
 
 struct Entries;
@@ -63,6 +71,7 @@ impl MessageExt for Entries {
 
 pub struct Storage {
     engine: Engine,
+    data_dir: PathBuf,
     path: PathBuf,
     /// As on disk: a batch that clears the group writes it again.
     hard_state: HardState,
@@ -94,6 +103,7 @@ impl Storage {
         })?;
         let mut storage = Self {
             engine,
+            data_dir: data_dir.to_owned(),
             path,
             hard_state: HardState::default(),
         };
@@ -102,6 +112,11 @@ impl Storage {
             StorageError::Read { path, source }
         })?;
         storage.hard_state = durable.hard_state.clone();
+        let (found, voted) = (durable.hard_state.term, term::read(data_dir)?);
+        if found < voted {
+            let path = storage.path.clone();
+            return Err(StorageError::LostVote { path, found, voted });
+        }
         Ok((storage, durable))
     }
 
@@ -126,12 +141,17 @@ impl Storage {
     /// Writes it as one batch and, when asked to, waits for the disk.
     ///
     /// # Errors
-    /// [`StorageError::Write`]: stop the process.
+    /// [`StorageError`]: stop the process.
     pub fn persist(&mut self, persist: &Persist) -> Result<(), StorageError> {
+        let term = self.hard_state.term;
         self.try_persist(persist).map_err(|source| StorageError::Write {
             path: self.path.clone(),
             source,
-        })
+        })?;
+        if self.hard_state.term > term {
+            term::write(&self.data_dir, self.hard_state.term)?;
+        }
+        Ok(())
     }
 
     fn try_persist(&mut self, persist: &Persist) -> raft_engine::Result<()> {
@@ -168,18 +188,21 @@ mod tests {
     use super::*;
 
     fn entry(index: u64, term: u64) -> Entry {
-        let mut entry = Entry::default();
-        entry.index = index;
-        entry.term = term;
-        entry.data = vec![u8::try_from(index % 251).unwrap(); 100].into();
-        entry
+        let data = vec![u8::try_from(index % 251).unwrap(); 100].into();
+        Entry {
+            index,
+            term,
+            data,
+            ..Entry::default()
+        }
     }
 
     fn hard_state(term: u64, commit: u64) -> HardState {
-        let mut hard_state = HardState::default();
-        hard_state.term = term;
-        hard_state.commit = commit;
-        hard_state
+        HardState {
+            term,
+            commit,
+            ..HardState::default()
+        }
     }
 
     fn snapshot(index: u64, term: u64) -> Snapshot {

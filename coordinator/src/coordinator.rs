@@ -1,0 +1,181 @@
+//! The event loop that owns the replica, its log and the beacon window.
+//!
+//! Invariants: the `select` only picks; state changes in [`Core::handle`], synchronously and under
+//! this one owner. Outputs leave through [`drain`] alone. Every request is answered, with `Busy`
+//! when there is no room for it.
+
+use std::collections::BTreeMap;
+
+use raft::eraftpb::Message;
+use tokio::sync::{mpsc, oneshot};
+use understudy_common::beacon::Beacon;
+use understudy_common::id::{CoordinatorId, HostId};
+use understudy_common::identity::Principal;
+use understudy_common::units::BootTime;
+use understudy_common::wire::{Operate, Refusal, Request, Response};
+
+use crate::api;
+use crate::clock::{boot_now, wall_ms};
+use crate::net::Outbox;
+use crate::replica::{Output, Replica, RequestId};
+use crate::storage::{Storage, StorageError, drain};
+use crate::window::Window;
+
+/// Events that wait for the loop. Requests beyond are answered `Busy`, raft messages dropped.
+pub const EVENTS_MAX: usize = 4_096;
+/// Requests taken in and not answered yet.
+const PENDING_MAX: usize = 16_384;
+/// Events taken in before the log is written: they share one wait for the disk.
+const BATCH_MAX: usize = 256;
+
+/// What reaches the loop from outside.
+#[derive(Debug)]
+pub enum Event {
+    Request {
+        from: Principal,
+        request: Request,
+        reply: oneshot::Sender<Response>,
+    },
+    Message {
+        from: CoordinatorId,
+        message: Message,
+    },
+    /// A message that could not be delivered.
+    Undelivered {
+        to: CoordinatorId,
+        snapshot: bool,
+    },
+    HostGone(HostId),
+    Beacon(Beacon),
+}
+
+struct Pending {
+    reply: oneshot::Sender<Response>,
+    status: bool,
+}
+
+pub struct Core {
+    replica: Replica,
+    storage: Storage,
+    window: Window,
+    outbox: Outbox,
+    pending: BTreeMap<RequestId, Pending>,
+    last_request: u64,
+}
+
+impl Core {
+    pub fn new(replica: Replica, storage: Storage, outbox: Outbox) -> Self {
+        Self {
+            replica,
+            storage,
+            window: Window::default(),
+            outbox,
+            pending: BTreeMap::new(),
+            last_request: 0,
+        }
+    }
+
+    /// Runs until all senders of `events` are gone.
+    ///
+    /// # Errors
+    /// [`StorageError`]: the process must stop.
+    pub async fn run(mut self, mut events: mpsc::Receiver<Event>) -> Result<(), StorageError> {
+        loop {
+            let now = boot_now();
+            let due = self
+                .replica
+                .poll_timeout()
+                .map_or(crate::replica::TICK, |at| at.since(now));
+            let picked = tokio::select! {
+                event = events.recv() => match event {
+                    Some(event) => Some(event),
+                    None => return Ok(()),
+                },
+                () = tokio::time::sleep(due) => None,
+            };
+            let mut left = BATCH_MAX;
+            let mut next = picked;
+            while let Some(event) = next {
+                self.handle(boot_now(), event);
+                left -= 1;
+                next = if left == 0 { None } else { events.try_recv().ok() };
+            }
+            let now = boot_now();
+            if self.replica.poll_timeout().is_some_and(|at| at <= now) {
+                self.replica.handle_tick(now, wall_ms());
+            }
+            self.drain()?;
+        }
+    }
+
+    fn handle(&mut self, now: BootTime, event: Event) {
+        match event {
+            Event::Request { from, request, reply } => self.request(now, from, request, reply),
+            Event::Message { from, message } => self.replica.handle_message(now, from, message),
+            Event::Undelivered { to, snapshot } => self.replica.handle_undelivered(now, to, snapshot),
+            Event::HostGone(host) => self.replica.handle_host_gone(now, host),
+            Event::Beacon(beacon) => {
+                if let Err(full) = self.window.push(beacon) {
+                    tracing::warn!("{full}");
+                }
+            }
+        }
+    }
+
+    fn request(
+        &mut self,
+        now: BootTime,
+        from: Principal,
+        request: Request,
+        reply: oneshot::Sender<Response>,
+    ) {
+        let status = from == Principal::Operator && matches!(request, Request::Operate(Operate::Status));
+        if status && self.replica.leader().is_none() {
+            // Nobody else knows better: this one tells what it sees.
+            let document = self.replica.status(now).to_string();
+            answer(reply, Response::Document(api::status(&document)));
+            return;
+        }
+        if self.pending.len() == PENDING_MAX {
+            answer(reply, Response::Refused(Refusal::Busy("requests".to_owned())));
+            return;
+        }
+        self.last_request += 1;
+        let id = RequestId(self.last_request);
+        self.pending.insert(id, Pending { reply, status });
+        self.replica.handle_request(now, wall_ms(), from, id, request);
+    }
+
+    fn drain(&mut self) -> Result<(), StorageError> {
+        let Self {
+            replica,
+            storage,
+            outbox,
+            pending,
+            ..
+        } = self;
+        drain(replica, storage, boot_now, |output| match output {
+            Output::Send { to, message } => outbox.send(to, message),
+            Output::Order { host, order } => outbox.order(host, order),
+            Output::Reply { id, response } => {
+                let Some(waiting) = pending.remove(&id) else {
+                    return;
+                };
+                answer(
+                    waiting.reply,
+                    match response {
+                        Response::Document(document) if waiting.status => {
+                            Response::Document(api::status(&document))
+                        }
+                        other => other,
+                    },
+                );
+            }
+        })
+    }
+}
+
+/// Who asked may have left in the meantime.
+fn answer(reply: oneshot::Sender<Response>, response: Response) {
+    drop(reply.send(response));
+}

@@ -1,0 +1,159 @@
+//! Accepts links, and lets each principal open only the streams that are its own.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use tokio::sync::{Semaphore, mpsc, oneshot};
+use tokio::task::JoinSet;
+use understudy_common::id::{CoordinatorId, HostId};
+use understudy_common::identity::Principal;
+use understudy_common::wire::StreamKind;
+use understudy_transport::{Endpoint, FrameReceiver, Incoming, Link, TransportError};
+
+use super::hosts::HostEvent;
+use super::{beacons, rpc};
+use crate::coordinator::Event;
+
+/// Links open at once, handshakes included. Further peers wait at the socket.
+const LINKS_MAX: usize = 8_192;
+
+#[derive(Clone)]
+struct Server {
+    events: mpsc::Sender<Event>,
+    hosts: mpsc::Sender<HostEvent>,
+    numbers: Arc<AtomicU64>,
+}
+
+pub(super) async fn run(endpoint: Endpoint, events: mpsc::Sender<Event>, hosts: mpsc::Sender<HostEvent>) {
+    let server = Server {
+        events,
+        hosts,
+        numbers: Arc::default(),
+    };
+    let room = Arc::new(Semaphore::new(LINKS_MAX));
+    let mut links = JoinSet::new();
+    while let Ok(permit) = Arc::clone(&room).acquire_owned().await {
+        let Some(incoming) = endpoint.accept().await else {
+            return;
+        };
+        while links.try_join_next().is_some() {}
+        let server = server.clone();
+        links.spawn(async move {
+            server.greet(incoming).await;
+            drop(permit);
+        });
+    }
+}
+
+impl Server {
+    async fn greet(self, incoming: Incoming) {
+        let from = incoming.remote_addr();
+        match incoming.handshake().await {
+            Ok(link) => self.serve(link).await,
+            Err(error) => tracing::warn!(%from, %error, "refused a connection"),
+        }
+    }
+
+    async fn serve(self, link: Link) {
+        let who = link.principal();
+        tracing::info!(%who, from = %link.remote_addr(), "connected");
+        match who {
+            Principal::Host(host) => self.serve_host(host, &link).await,
+            Principal::Coordinator(_) | Principal::Operator => self.streams(&link).await,
+        }
+        tracing::info!(%who, "disconnected");
+    }
+
+    async fn serve_host(&self, host: HostId, link: &Link) {
+        let number = self.numbers.fetch_add(1, Ordering::Relaxed);
+        // Fails only when the process stops.
+        let _ = self
+            .hosts
+            .send(HostEvent::Joined {
+                host,
+                link: link.clone(),
+                number,
+            })
+            .await;
+        self.streams(link).await;
+        let (last, was_last) = oneshot::channel();
+        let _ = self.hosts.send(HostEvent::Left { host, number, last }).await;
+        if was_last.await.unwrap_or(false) {
+            let _ = self.events.send(Event::HostGone(host)).await;
+        }
+    }
+
+    /// Takes the peer's streams in until the link ends.
+    async fn streams(&self, link: &Link) {
+        let who = link.principal();
+        let mut streams = JoinSet::new();
+        loop {
+            // The transport bounds how many of them a peer may have open.
+            tokio::select! {
+                stream = link.accept_bi() => match stream {
+                    Ok(stream) => {
+                        let events = self.events.clone();
+                        streams.spawn(async move { report(who, rpc::serve(who, stream, events).await) });
+                    }
+                    Err(_) => return,
+                },
+                stream = link.accept_uni() => match stream {
+                    Ok(stream) => {
+                        let events = self.events.clone();
+                        streams.spawn(async move {
+                            let outcome = match stream.kind().await {
+                                Ok((kind, frames)) => uni(who, kind, frames, &events).await,
+                                Err(error) => Err(error),
+                            };
+                            report(who, outcome);
+                        });
+                    }
+                    Err(_) => return,
+                },
+                Some(_) = streams.join_next() => {}
+            }
+        }
+    }
+}
+
+/// A stream that ended with its link is no news.
+fn report(who: Principal, outcome: Result<(), TransportError>) {
+    match outcome {
+        Ok(()) => {}
+        Err(error @ TransportError::Closed(_)) => tracing::debug!(%who, %error, "a stream ended"),
+        Err(error) => tracing::warn!(%who, %error, "closed a stream"),
+    }
+}
+
+async fn uni(
+    who: Principal,
+    kind: StreamKind,
+    frames: FrameReceiver,
+    events: &mpsc::Sender<Event>,
+) -> Result<(), TransportError> {
+    match (who, kind) {
+        (Principal::Coordinator(from), StreamKind::Raft) => raft(from, frames, events).await,
+        (Principal::Host(host), StreamKind::Beacon) => beacons::serve(host, frames, events).await,
+        _ => Err(TransportError::UnknownStream(kind as u8)),
+    }
+}
+
+async fn raft(
+    from: CoordinatorId,
+    mut frames: FrameReceiver,
+    events: &mpsc::Sender<Event>,
+) -> Result<(), TransportError> {
+    while let Some(frame) = frames.receive().await? {
+        let message =
+            protobuf::Message::parse_from_bytes(&frame).map_err(|error: protobuf::ProtobufError| {
+                understudy_common::wire::DecodeError {
+                    expected: "raft message",
+                    why: error.to_string(),
+                }
+            })?;
+        if events.try_send(Event::Message { from, message }).is_err() {
+            tracing::debug!(%from, "dropped a raft message: the loop is behind");
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,110 @@
+//! Raft messages to one other coordinator: dial, send in order, and dial again when the link ends.
+
+use std::time::Duration;
+
+use protobuf::Message as _;
+use raft::eraftpb::{Message, MessageType};
+use tokio::sync::mpsc;
+use understudy_common::identity::Principal;
+use understudy_common::wire::StreamKind;
+use understudy_transport::{Endpoint, FrameSender, Link, TransportError};
+
+use crate::config::Member;
+use crate::coordinator::Event;
+
+const BACKOFF_MIN: Duration = Duration::from_millis(50);
+const BACKOFF_MAX: Duration = Duration::from_millis(1_000);
+/// A dial that takes longer is given up: the network may have come back in the meantime.
+const DIAL_MAX: Duration = Duration::from_millis(1_500);
+
+pub(super) async fn run(
+    endpoint: Endpoint,
+    peer: Member,
+    mut messages: mpsc::Receiver<Message>,
+    events: mpsc::Sender<Event>,
+) {
+    let mut backoff = BACKOFF_MIN;
+    let mut last_error = None;
+    loop {
+        match connect(&endpoint, peer).await {
+            Ok((link, sender)) => {
+                tracing::info!(peer = %peer.id, addr = %peer.addr, "connected");
+                (backoff, last_error) = (BACKOFF_MIN, None);
+                // Told while the link was down: raft has newer things to say.
+                while let Ok(message) = messages.try_recv() {
+                    undelivered(&events, peer, &message);
+                }
+                let why = tokio::select! {
+                    why = pump(sender, peer, &mut messages, &events) => why,
+                    why = link.closed() => Some(why),
+                };
+                let Some(why) = why else { return };
+                tracing::warn!(peer = %peer.id, why, "the link ended");
+            }
+            Err(error) => {
+                let error = error.to_string();
+                // Once, not at every attempt.
+                if last_error.as_ref() != Some(&error) {
+                    tracing::warn!(peer = %peer.id, addr = %peer.addr, error, "cannot connect; trying again");
+                }
+                last_error = Some(error);
+            }
+        }
+        tokio::time::sleep(backoff.mul_f64(jitter())).await;
+        backoff = (backoff * 2).min(BACKOFF_MAX);
+    }
+}
+
+async fn connect(endpoint: &Endpoint, peer: Member) -> Result<(Link, FrameSender), TransportError> {
+    let dial = async {
+        let link = endpoint.dial(peer.addr, Principal::Coordinator(peer.id)).await?;
+        let sender = link.open_uni(StreamKind::Raft).await?;
+        Ok((link, sender))
+    };
+    tokio::time::timeout(DIAL_MAX, dial)
+        .await
+        .unwrap_or(Err(TransportError::Timeout(DIAL_MAX)))
+}
+
+/// Sends until the stream fails (why) or the loop is gone (none).
+async fn pump(
+    mut sender: FrameSender,
+    peer: Member,
+    messages: &mut mpsc::Receiver<Message>,
+    events: &mpsc::Sender<Event>,
+) -> Option<String> {
+    while let Some(message) = messages.recv().await {
+        let bytes = match message.write_to_bytes() {
+            Ok(bytes) => bytes,
+            Err(error) => {
+                tracing::error!(%error, "a raft message cannot be encoded");
+                continue;
+            }
+        };
+        if let Err(error) = sender.send(&bytes).await {
+            undelivered(events, peer, &message);
+            return Some(error.to_string());
+        }
+    }
+    None
+}
+
+/// raft waits for the fate of a snapshot; of other messages it only learns to send less.
+fn undelivered(events: &mpsc::Sender<Event>, peer: Member, message: &Message) {
+    let snapshot = message.get_msg_type() == MessageType::MsgSnapshot;
+    if snapshot
+        && events
+            .try_send(Event::Undelivered {
+                to: peer.id,
+                snapshot,
+            })
+            .is_err()
+    {
+        tracing::warn!(peer = %peer.id, "the loop is too busy to hear of a lost snapshot");
+    }
+}
+
+/// 0.5 to 1.5, so that coordinators that lost each other do not dial in step.
+fn jitter() -> f64 {
+    0.5 + (crate::random() % 1_000) as f64 / 1_000.0
+}

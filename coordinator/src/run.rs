@@ -1,0 +1,44 @@
+//! Puts one coordinator together: log, replica, network, loop.
+
+use std::collections::hash_map::RandomState;
+use std::hash::{BuildHasher as _, Hasher as _};
+
+use tokio::sync::mpsc;
+use tokio::task::JoinSet;
+use understudy_transport::Endpoint;
+
+use crate::clock::boot_now;
+use crate::config::CoordinatorConfig;
+use crate::coordinator::{Core, EVENTS_MAX};
+use crate::net;
+use crate::replica::{Replica, ReplicaError, Settings};
+use crate::storage::{Storage, StorageError};
+
+#[derive(Debug, thiserror::Error)]
+pub enum RunError {
+    #[error(transparent)]
+    Storage(#[from] StorageError),
+    #[error(transparent)]
+    Replica(#[from] ReplicaError),
+}
+
+/// Runs a coordinator on a bound endpoint. It stops when it fails or the future is dropped.
+///
+/// # Errors
+/// [`RunError`] in plain words.
+pub async fn run(config: CoordinatorConfig, endpoint: Endpoint) -> Result<(), RunError> {
+    let (storage, durable) = Storage::open(&config.data_dir)?;
+    let settings = Settings::new(config.id, config.members.iter().map(|member| member.id).collect());
+    let replica = Replica::new(settings, durable, boot_now(), random())?;
+    let (events, queue) = mpsc::channel(EVENTS_MAX);
+    let mut tasks = JoinSet::new();
+    let outbox = net::start(&endpoint, config.id, &config.members, &events, &mut tasks);
+    tracing::info!(id = %config.id, listen = %config.listen, term = replica.term(), "runs");
+    Core::new(replica, storage, outbox).run(queue).await?;
+    Ok(())
+}
+
+/// Not secret: seeds and jitter.
+pub(crate) fn random() -> u64 {
+    RandomState::new().build_hasher().finish()
+}
