@@ -38,7 +38,7 @@ use host::Pressure;
 use probes::{ProbeOptions, Probes};
 
 pub use record::{RecordConfig, RecordError, record};
-pub use scope::{Scope, ScopeConfig, ScopeError, TelemetryConfig};
+pub use scope::{DEVICES_MAX, Scope, ScopeConfig, ScopeError, TelemetryConfig};
 
 /// How often [`Telemetry::sample`] wants to be called.
 pub const SAMPLE_INTERVAL_MS: u64 = 100;

@@ -4,7 +4,8 @@
 #[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Unit {
-    /// Fraction of a whole, 0..=1.
+    /// Fraction of a whole. One that is measured as a rate may pass 1 by the error of its clocks, and CPU time "of one
+    /// CPU" by the number of CPUs used.
     Share,
     /// A duration in microseconds.
     Micros,
