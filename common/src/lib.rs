@@ -7,6 +7,9 @@
 pub mod abi;
 
 #[cfg(feature = "std")]
+pub mod delta;
+
+#[cfg(feature = "std")]
 pub mod beacon;
 #[cfg(feature = "std")]
 pub mod id;
