@@ -5,6 +5,7 @@
 //! distribution packages.
 
 mod ci;
+mod demo;
 mod ebpf;
 mod fix;
 mod lab;
@@ -39,6 +40,8 @@ enum Command {
     },
     /// What CI runs: format, lints, documentation, licences, tests
     Ci,
+    /// A service outlives two hosts; needs root, at most eight minutes after set-up
+    Demo(demo::Args),
     /// Formats, and applies what the lints can fix
     Fix,
     /// Records labelled runs of faults and look-alikes; needs root, at most an hour, goes on where it stopped
@@ -61,6 +64,7 @@ fn run(command: Command) -> Result<ExitCode> {
     let held = match command {
         Command::Lab(arguments) => return lab::run(repo::root(), &arguments),
         Command::Train(arguments) => return train::run(repo::root(), &arguments),
+        Command::Demo(arguments) => return demo::run(&arguments),
         Command::Setup => setup::run().map(|()| true),
         Command::BuildEbpf => ebpf::run().map(|()| true),
         Command::Test { arguments } => test::run(&arguments),

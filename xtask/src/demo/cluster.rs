@@ -1,0 +1,452 @@
+//! The demo's machines: three hosts, three coordinators, a client, an operator and the probes, and
+//! the real programs on them.
+
+use std::fs;
+use std::net::{Ipv4Addr, SocketAddr};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail, ensure};
+use serde_json::Value;
+use understudy_testbed::fault::{Background, DEMO_MEMORY_LIMIT_MIB, Running};
+use understudy_testbed::{Host, HostSpec, Process, Testbed, wait_for};
+
+use super::redis::Redis;
+use crate::repo;
+
+pub(super) const NAMES: [&str; 3] = ["a", "b", "c"];
+pub(super) const SERVICE: &str = "redis";
+const PORT: u16 = 6379;
+const ADDRESS: Ipv4Addr = Ipv4Addr::new(10, 77, 0, 100);
+const DISK_MIB: u64 = 3_072;
+const VALUES: usize = 200_000;
+const VALUE_BYTES: usize = 1_024;
+const LOAD_BATCH: usize = 500;
+const PATIENCE: Duration = Duration::from_secs(30);
+
+pub(super) struct Cluster {
+    pub(super) bed: Testbed,
+    pub(super) hosts: Vec<Arc<Host>>,
+    pub(super) probes: Vec<Arc<Host>>,
+    pub(super) client: Arc<Host>,
+    operator: Arc<Host>,
+    coordinator_hosts: Vec<Arc<Host>>,
+    config: PathBuf,
+    seed: u64,
+    agents: Vec<Option<Process>>,
+    background: Vec<Option<Running>>,
+    coordinators: Vec<Process>,
+}
+
+impl Cluster {
+    /// Everything plugged in and configured; nothing runs yet.
+    pub(super) fn build(seed: u64) -> Result<Self> {
+        let mut bed = Testbed::start("demo")?;
+        let at = |last: u8| Ipv4Addr::new(10, 77, 0, last);
+        let mut plain = |name: String, last: u8| bed.add(HostSpec::new(&name, at(last)));
+        let coordinator_hosts = (1..=3)
+            .map(|n| plain(format!("coordinator{n}"), n))
+            .collect::<Result<Vec<_>>>()?;
+        let client = plain("client".to_owned(), 50)?;
+        let operator = plain("operator".to_owned(), 51)?;
+        let probes = (1..=3)
+            .map(|n| plain(format!("probe{n}"), 60 + n))
+            .collect::<Result<Vec<_>>>()?;
+        let limit = DEMO_MEMORY_LIMIT_MIB << 20;
+        let hosts = NAMES
+            .iter()
+            .zip(11..)
+            .map(|(name, last)| {
+                bed.add(
+                    HostSpec::new(name, at(last))
+                        .disk_mib(DISK_MIB)
+                        .memory_limit(limit),
+                )
+            })
+            .collect::<Result<Vec<_>>>()?;
+        for (probe, host) in probes.iter().zip(&hosts) {
+            probe.pin_neighbour(ADDRESS, &host.mac())?;
+        }
+        let config = bed.directory().join("cluster");
+        let made = Self {
+            bed,
+            hosts,
+            probes,
+            client,
+            operator,
+            coordinator_hosts,
+            config,
+            seed,
+            agents: NAMES.iter().map(|_| None).collect(),
+            background: NAMES.iter().map(|_| None).collect(),
+            coordinators: Vec::new(),
+        };
+        made.configure()?;
+        Ok(made)
+    }
+
+    pub(super) fn service_address(&self) -> SocketAddr {
+        (ADDRESS, PORT).into()
+    }
+
+    pub(super) fn memory_limit(&self) -> u64 {
+        DEMO_MEMORY_LIMIT_MIB << 20
+    }
+
+    fn data(&self) -> PathBuf {
+        self.bed.disk_mount_point().join("redis")
+    }
+
+    /// Redis' own log, of all hosts one after the other.
+    fn redis_log(&self) -> PathBuf {
+        self.bed.logs().join("redis.log")
+    }
+
+    pub(super) fn agent_log(&self, index: usize) -> PathBuf {
+        self.bed.logs().join(format!("{}-agent.log", NAMES[index]))
+    }
+
+    fn configure(&self) -> Result<()> {
+        let mut init = self.operator.command(program("understudy"))?;
+        init.arg("init").arg("--dir").arg(&self.config);
+        for host in &self.hosts {
+            init.arg("--host")
+                .arg(format!("{}={}:7401", host.name(), host.address()));
+        }
+        for host in &self.coordinator_hosts {
+            init.arg("--coordinator").arg(format!("{}:7400", host.address()));
+        }
+        let output = init.output().context("starting `understudy init`")?;
+        ensure!(
+            output.status.success(),
+            "understudy init: {}",
+            String::from_utf8_lossy(&output.stderr)
+        );
+        for (index, host) in self.hosts.iter().enumerate() {
+            self.configure_host(index + 1, host)?;
+        }
+        for n in 1..=self.coordinator_hosts.len() {
+            self.configure_coordinator(n)?;
+        }
+        let service = self.config.join("service.toml");
+        fs::write(&service, self.service_toml()).context("writing service.toml")
+    }
+
+    fn configure_host(&self, n: usize, host: &Host) -> Result<()> {
+        let state = self.bed.disk_mount_point().join("understudy");
+        fs::create_dir_all(host.path(&state))?;
+        fs::create_dir_all(host.path(&self.data()))?;
+        let cgroups = host.cgroups();
+        let unified = cgroups.unified();
+        let controller = |name: &str| cgroups.v1(name).unwrap_or_else(|| unified.clone());
+        let disk = host.disk().context("the hosts have disks")?;
+        let path = self.config.join(format!("host-{n}.toml"));
+        let mut text = fs::read_to_string(&path)?;
+        set(&mut text, "state_dir", &state.display())?;
+        set(&mut text, "cgroup", &unified.display())?;
+        text.push_str(&format!(
+            "\n[telemetry.scope]\ncgroup = \"{}\"\nmemory = \"{}\"\ncpu = \"{}\"\ndevices = [\"{}\"]\nnetns = true\n",
+            unified.display(),
+            controller("memory").display(),
+            controller("cpu").display(),
+            disk.numbers(),
+        ));
+        fs::write(&path, text)?;
+        Ok(())
+    }
+
+    fn configure_coordinator(&self, n: usize) -> Result<()> {
+        let path = self.config.join(format!("coordinator-{n}.toml"));
+        let mut text = fs::read_to_string(&path)?;
+        let data = self.bed.directory().join(format!("coordinator-{n}"));
+        set(&mut text, "data_dir", &data.display())?;
+        let models = repo::root().join("coordinator/models");
+        text.push_str(&format!(
+            "\n[prediction]\nmodel = \"{}\"\ncard = \"{}\"\nonnxruntime = \"{}\"\n",
+            models.join("fast.onnx").display(),
+            models.join("fast.card.json").display(),
+            repo::tools().join("onnxruntime/libonnxruntime.so").display(),
+        ));
+        fs::write(&path, text)?;
+        Ok(())
+    }
+
+    fn redis_words(&self) -> Vec<String> {
+        let (data, log) = (self.data(), self.redis_log());
+        let fixed = [
+            "/usr/bin/redis-server",
+            "--port",
+            "6379",
+            "--bind",
+            "0.0.0.0",
+            "--protected-mode",
+            "no",
+            "--appendonly",
+            "yes",
+            "--appendfsync",
+            "everysec",
+            "--save",
+            "",
+            "--auto-aof-rewrite-percentage",
+            "0",
+            "--databases",
+            "1",
+        ];
+        let mut words: Vec<String> = fixed.map(str::to_owned).to_vec();
+        words.extend(["--dir".to_owned(), data.display().to_string()]);
+        words.extend(["--logfile".to_owned(), log.display().to_string()]);
+        words
+    }
+
+    fn service_toml(&self) -> String {
+        let words: Vec<String> = self
+            .redis_words()
+            .iter()
+            .map(|word| format!("{word:?}"))
+            .collect();
+        format!(
+            "name = \"{SERVICE}\"\npaths = [\"{data}\"]\naddress = \"{ADDRESS}/24\"\ninterface = \"{interface}\"\n\
+             consistency = \"freeze\"\nack = \"written\"\nhosts = [1, 2, 3]\n\n[workload]\nstart = [{start}]\n\
+             health = {{ tcp = \"127.0.0.1:{PORT}\" }}\n",
+            data = self.data().display(),
+            interface = self.hosts[0].interface(),
+            start = words.join(", "),
+        )
+    }
+
+    /// The service as it was before anyone protected it: 200k values of 1 KiB in its files on A.
+    pub(super) fn load(&self) -> Result<()> {
+        let host = &self.hosts[0];
+        let words = self.redis_words();
+        let mut command = host.command(&words[0])?;
+        command.args(&words[1..]);
+        let mut redis = host.spawn("load", command)?;
+        host.inside(|| fill((Ipv4Addr::LOCALHOST, PORT).into()))?;
+        redis.signal(libc::SIGTERM)?;
+        redis.wait(PATIENCE)?;
+        Ok(())
+    }
+
+    pub(super) fn start_coordinators(&mut self) -> Result<()> {
+        for (n, host) in (1..).zip(&self.coordinator_hosts) {
+            let mut command = host.command(program("understudy-coordinator"))?;
+            command
+                .arg("--config")
+                .arg(self.config.join(format!("coordinator-{n}.toml")));
+            command.env("NO_COLOR", "1").env("RUST_LOG", "info");
+            self.coordinators.push(host.spawn("coordinator", command)?);
+        }
+        Ok(())
+    }
+
+    /// What a host does when it starts: its agent, and the ordinary work that it has anyway.
+    pub(super) fn start_host(&mut self, index: usize) -> Result<()> {
+        let host = &self.hosts[index];
+        let mut command = host.command(program("understudy-agent"))?;
+        command
+            .arg("--config")
+            .arg(self.config.join(format!("host-{}.toml", index + 1)));
+        command
+            .env("NO_COLOR", "1")
+            .env("RUST_LOG", "info,understudy_agent::generation=debug");
+        self.agents[index] = Some(host.spawn("agent", command)?);
+        let background = Background::for_demo(self.seed.wrapping_add(index as u64));
+        let running = Running::background(&program("understudy-fault"), host, &background)?;
+        self.background[index] = Some(running);
+        Ok(())
+    }
+
+    pub(super) fn cut_power(&mut self, index: usize) -> Result<()> {
+        let done = self.hosts[index].cut_power();
+        self.agents[index] = None;
+        self.background[index] = None;
+        done
+    }
+
+    pub(super) fn agent_pid(&self, index: usize) -> Option<u32> {
+        self.agents[index].as_ref().map(Process::pid)
+    }
+
+    /// A program that should run and does not is an error with the end of its log.
+    pub(super) fn check_programs(&mut self) -> Result<()> {
+        let agents = self.agents.iter_mut().flatten();
+        for process in agents.chain(&mut self.coordinators) {
+            if !process.is_running() {
+                let log = fs::read_to_string(process.log()).unwrap_or_default();
+                let lines: Vec<&str> = log.lines().rev().take(5).collect();
+                let end: Vec<&str> = lines.into_iter().rev().collect();
+                bail!(
+                    "{} ended; its log ends with:\n{}",
+                    process.log().display(),
+                    end.join("\n")
+                );
+            }
+        }
+        Ok(())
+    }
+
+    pub(super) fn declare_service(&self) -> Result<()> {
+        self.ask(&["apply", &self.config.join("service.toml").display().to_string()])?;
+        Ok(())
+    }
+
+    pub(super) fn questions(&self) -> Questions {
+        Questions {
+            from: Arc::clone(&self.operator),
+            cluster: self.config.join("cluster.toml"),
+        }
+    }
+
+    fn ask(&self, words: &[&str]) -> Result<String> {
+        self.questions().ask(words)
+    }
+
+    /// Resident bytes of the service on a host; none when it does not run there.
+    pub(super) fn service_resident(&self, index: usize) -> Option<u64> {
+        processes(&self.hosts[index].cgroups().unified())
+            .into_iter()
+            .find_map(|pid| {
+                let read = |file: &str| fs::read_to_string(format!("/proc/{pid}/{file}")).ok();
+                if read("comm")?.trim() != "redis-server" {
+                    return None;
+                }
+                let status = read("status")?;
+                let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"))?;
+                let kib: u64 = line.split_whitespace().next()?.parse().ok()?;
+                Some(kib * 1024)
+            })
+    }
+
+    /// How long Redis took to read its data, start by start, in milliseconds.
+    pub(super) fn redis_loads_ms(&self) -> Vec<f64> {
+        let log = fs::read_to_string(self.redis_log()).unwrap_or_default();
+        log.lines().filter_map(load_ms).collect()
+    }
+}
+
+/// Asks the coordinators by the CLI.
+#[derive(Clone)]
+pub(super) struct Questions {
+    from: Arc<Host>,
+    cluster: PathBuf,
+}
+
+impl Questions {
+    pub(super) fn ask(&self, words: &[&str]) -> Result<String> {
+        let mut command = self.from.command(program("understudy"))?;
+        let output = command.arg("--cluster").arg(&self.cluster).args(words).output()?;
+        if !output.status.success() {
+            let said = String::from_utf8_lossy(&output.stderr).trim().to_owned();
+            bail!("understudy {}: {said}", words.join(" "));
+        }
+        Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+    }
+
+    pub(super) fn document(&self, words: &[&str]) -> Result<Value> {
+        let text = self.ask(&[words, &["--json"]].concat())?;
+        serde_json::from_str(&text).with_context(|| format!("understudy {} --json", words.join(" ")))
+    }
+}
+
+pub(super) fn program(name: &str) -> PathBuf {
+    repo::root().join("target/debug").join(name)
+}
+
+fn fill(at: SocketAddr) -> Result<()> {
+    let mut redis = wait_for("Redis to answer", PATIENCE, || {
+        Redis::connect(at, Duration::from_millis(200), PATIENCE).ok()
+    })?;
+    for batch in 0..VALUES / LOAD_BATCH {
+        for n in batch * LOAD_BATCH..(batch + 1) * LOAD_BATCH {
+            redis.queue(&[b"SET", format!("value:{n}").as_bytes(), &value(n)]);
+        }
+        redis.flush()?;
+        for _ in 0..LOAD_BATCH {
+            let reply = redis.answer()?;
+            ensure!(reply.is_ok(), "Redis answered a value with {reply:?}");
+        }
+    }
+    Ok(())
+}
+
+/// Different for each number and not compressible by repetition within a page.
+fn value(n: usize) -> Vec<u8> {
+    let mut state = n as u64 ^ 0x9E37_79B9_7F4A_7C15;
+    (0..VALUE_BYTES)
+        .map(|_| {
+            state ^= state << 13;
+            state ^= state >> 7;
+            state ^= state << 17;
+            b'a' + (state % 26) as u8
+        })
+        .collect()
+}
+
+/// All processes of a cgroup2 directory and below.
+fn processes(directory: &Path) -> Vec<u32> {
+    let text = fs::read_to_string(directory.join("cgroup.procs")).unwrap_or_default();
+    let mut found: Vec<u32> = text.lines().filter_map(|line| line.parse().ok()).collect();
+    for entry in fs::read_dir(directory).into_iter().flatten().flatten() {
+        if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+            found.extend(processes(&entry.path()));
+        }
+    }
+    found
+}
+
+/// Gives the first `key = …` of a TOML text another string.
+fn set(text: &mut String, key: &str, value: &impl std::fmt::Display) -> Result<()> {
+    let mut done = false;
+    let lines: Vec<String> = text
+        .lines()
+        .map(|line| {
+            let found = !done
+                && line
+                    .strip_prefix(key)
+                    .is_some_and(|rest| rest.trim_start().starts_with('='));
+            done |= found;
+            if found {
+                format!("{key} = \"{value}\"")
+            } else {
+                line.to_owned()
+            }
+        })
+        .collect();
+    ensure!(done, "there is no `{key}` in what `understudy init` wrote");
+    *text = lines.join("\n") + "\n";
+    Ok(())
+}
+
+/// `DB loaded from append only file: 0.612 seconds`
+fn load_ms(line: &str) -> Option<f64> {
+    let (_, rest) = line.split_once("DB loaded from append only file: ")?;
+    let seconds: f64 = rest.split(' ').next()?.parse().ok()?;
+    Some(seconds * 1e3)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_the_named_key_of_a_configuration_changes() {
+        let mut text = "id = 1\nstate_dir = \"/x\"  # why\n[t]\nstate_dir = \"/y\"\n".to_owned();
+        set(&mut text, "state_dir", &"/z").expect("it is there");
+        assert_eq!(text, "id = 1\nstate_dir = \"/z\"\n[t]\nstate_dir = \"/y\"\n");
+        assert!(set(&mut text, "absent", &"").is_err());
+    }
+
+    #[test]
+    fn redis_says_how_long_it_read() {
+        let line = "7:M 21 Nov 2026 05:00:00.000 * DB loaded from append only file: 0.612 seconds";
+        assert_eq!(load_ms(line), Some(612.0));
+        assert_eq!(load_ms("7:M * Ready to accept connections"), None);
+    }
+
+    #[test]
+    fn values_differ() {
+        assert_ne!(value(1), value(2));
+        assert_eq!(value(1).len(), VALUE_BYTES);
+    }
+}
