@@ -11,6 +11,8 @@ mod cost;
 mod figures;
 mod probe;
 mod redis;
+#[cfg(test)]
+mod rehearsal;
 mod report;
 mod scenario;
 mod scene;

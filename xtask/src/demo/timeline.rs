@@ -137,7 +137,7 @@ fn standing(seen: &Seen, rate: f64) -> String {
 
 fn bar(risk_bp: Option<u64>) -> String {
     let Some(risk) = risk_bp else {
-        return format!("[{}]  -  ", " ".repeat(BAR));
+        return format!("[{}]   -  ", " ".repeat(BAR));
     };
     let full = (risk as usize * BAR).div_ceil(10_000).min(BAR);
     format!(
