@@ -22,9 +22,12 @@ const _: () = assert!(core::mem::size_of::<WatchKey>() == 16);
 pub struct Watch {
     pub slot: u32,
     /// Not zero once a direct write began.
-    pub direct: u16,
+    pub direct: u8,
     /// Not zero once a page was faulted in while a shared writable mapping existed.
-    pub mapped: u16,
+    pub mapped: u8,
+    /// Not zero once a dirtied folio counted for less than the whole of it.
+    pub exact: u8,
+    pub pad: u8,
     /// Size that the last mark knew of; a different one makes the file `NOTE_TOUCHED`.
     pub size: u64,
 }

@@ -3,8 +3,11 @@
 //! A folio fires when it becomes dirty, not for each of its pages. If a write marked only its own pages,
 //! a store through a mapping to another page of the same, by then dirty, folio would go unseen. So a
 //! folio counts whole as soon as a store is possible: while a shared writable mapping exists, and for
-//! ever after the first page fault under one. That fault marks the whole file once, for the folios
-//! that counted for less before it.
+//! ever after the first page fault under one. If any folio counted for less before, that fault marks
+//! the whole file, once.
+//!
+//! Writer and fault may meet: the one sets `exact` and then looks at `mapped`, the other sets `mapped`
+//! and then looks at `exact`, with a barrier in between, so at least one of them knows of the other.
 
 use aya_ebpf::Global;
 use aya_ebpf::helpers::bpf_get_current_task;
@@ -36,7 +39,7 @@ unsafe fn has_writable_mappings(mapping: Object) -> bool {
 /// # Safety
 /// `inode` and `mapping` are pointers that the verifier trusts.
 #[inline(always)]
-pub unsafe fn counts_exactly(inode: Object, mapping: Object, watch: &Watch) -> bool {
+pub unsafe fn counts_exactly(inode: Object, mapping: Object, watch: &mut Watch) -> bool {
     /// Set by waiters; the lowest bit, which stays in, says that readers hold the lock.
     const NONSPINNABLE: u64 = 2;
     unsafe {
@@ -44,8 +47,17 @@ pub unsafe fn counts_exactly(inode: Object, mapping: Object, watch: &Watch) -> b
             return false;
         }
         let owner: u64 = inode::field(inode, &INODE_LOCK_OWNER);
-        owner & !NONSPINNABLE == bpf_get_current_task()
+        if owner & !NONSPINNABLE != bpf_get_current_task() {
+            return false;
+        }
     }
+    if watch.exact == 0 {
+        watch.exact = 1;
+        Marker::with(watch.slot, Marker::barrier);
+        // Read again: the fault may have come before `exact` was seen.
+        return unsafe { core::ptr::read_volatile(&watch.mapped) } == 0;
+    }
+    true
 }
 
 /// `(mapping, index)`
@@ -72,8 +84,11 @@ fn faulted(mapping: Object) -> u32 {
         };
         if watch.mapped == 0 {
             Marker::with(watch.slot, |marker| {
-                marker.note(NOTE_TOUCHED, 0);
                 watch.mapped = 1;
+                marker.barrier();
+                if core::ptr::read_volatile(&watch.exact) != 0 {
+                    marker.note(NOTE_TOUCHED, 0);
+                }
             });
         }
     }

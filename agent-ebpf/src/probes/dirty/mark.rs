@@ -75,6 +75,12 @@ impl Marker {
         count(&mut marker.counters.left);
     }
 
+    /// Orders the fields of a watch that two programs tell each other by.
+    #[inline(always)]
+    pub fn barrier(&mut self) {
+        barrier(self.counters);
+    }
+
     /// Marks the pages that `len` bytes from `offset` on touch.
     #[inline(always)]
     pub fn bytes(&mut self, offset: u64, len: u64) {

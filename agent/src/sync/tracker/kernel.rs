@@ -154,9 +154,8 @@ impl ChangeSource for KernelTracker {
         };
         let watch = Watch {
             slot,
-            direct: 0,
-            mapped: 0,
             size: size(file)?,
+            ..Watch::default()
         };
         if let Err(error) = self.programs.watch(kernel, watch) {
             self.free.push(slot);

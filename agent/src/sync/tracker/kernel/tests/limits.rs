@@ -98,7 +98,8 @@ fn another_file_system_is_refused() {
 
 #[test]
 fn a_write_costs_little_and_a_swap_costs_its_marks() {
-    const WRITES: u64 = 50_000;
+    const ROUNDS: u64 = 50;
+    const WRITES: u64 = 500;
     let Some(disk) = Disk::new(256) else { return };
     let Some(mut tracker) = tracker(&disk, TrackerLimits::default()) else {
         return;
@@ -110,24 +111,26 @@ fn a_write_costs_little_and_a_swap_costs_its_marks() {
     let key = watch(&mut tracker, &file);
     tracker.swap().unwrap();
     for (name, target) in [("not watched", &other), ("watched", &file)] {
-        let (ns, runs) = tracker.run_time().unwrap();
-        let start = std::time::Instant::now();
-        for at in 0..WRITES {
-            target.write_all_at(b"x", at * 7919 % 8192 * PAGE).unwrap();
+        // The best of many rounds: the statistics count what interrupts a program as its own.
+        let mut best = (u64::MAX, 0, 0);
+        for round in 0..ROUNDS {
+            let (before_ns, before_runs) = tracker.run_time().unwrap();
+            for at in 0..WRITES {
+                target
+                    .write_all_at(b"x", (round * WRITES + at) * 7919 % 8192 * PAGE)
+                    .unwrap();
+            }
+            let (ns, runs) = tracker.run_time().unwrap();
+            assert!(runs > before_runs, "the programs did not run");
+            let runs = runs - before_runs;
+            best = best.min((
+                (ns - before_ns) / WRITES,
+                runs * 100 / WRITES,
+                (ns - before_ns) / runs,
+            ));
         }
-        let took = start.elapsed();
-        let (ns, runs) = {
-            let (after_ns, after_runs) = tracker.run_time().unwrap();
-            (after_ns - ns, after_runs - runs)
-        };
-        println!(
-            "{name}: {} ns in programs per write, {} runs per 100 writes, {} ns per run, write {} ns",
-            ns / WRITES,
-            runs * 100 / WRITES,
-            ns / runs.max(1),
-            took.as_nanos() as u64 / WRITES
-        );
-        assert!(runs > 0, "the programs did not run");
+        let (ns, runs, each) = best;
+        println!("{name}: {ns} ns in programs per write, {runs} runs per 100 writes, {each} ns per run");
     }
     let start = std::time::Instant::now();
     let set = tracker.swap().unwrap();

@@ -153,6 +153,32 @@ fn a_store_to_a_folio_that_a_write_dirtied_before_the_file_was_mapped_marks() {
 }
 
 #[test]
+fn a_store_marks_the_folio_it_dirties_and_no_more() {
+    let Some(disk) = Disk::new(64) else { return };
+    let Some(mut tracker) = tracker(&disk, TrackerLimits::default()) else {
+        return;
+    };
+    let file = disk.file("file", 1024);
+    let key = watch(&mut tracker, &file);
+    let mapping = Mapping::new(&file);
+    for page in [0, 17, 500, 1023, 17] {
+        mapping.store(page as usize * PAGE as usize, 1);
+        let set = tracker.swap().unwrap();
+        let marked: Vec<_> = set.pages[&key].ranges().collect();
+        let [folio] = marked.as_slice() else {
+            panic!("page {page}: {marked:?}")
+        };
+        let len = folio.end - folio.start;
+        assert!(folio.contains(&page), "page {page}: {folio:?}");
+        assert!(
+            len.is_power_of_two() && folio.start % len == 0,
+            "page {page}: {folio:?}"
+        );
+        rearm(file.as_fd(), &set.pages[&key]).unwrap();
+    }
+}
+
+#[test]
 fn a_private_or_read_only_mapping_leaves_writes_exact() {
     let Some(disk) = Disk::new(64) else { return };
     let Some(mut tracker) = tracker(&disk, TrackerLimits::default()) else {
