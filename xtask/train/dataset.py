@@ -93,12 +93,20 @@ def batch(runs):
 
 SLOT = {name: n for n, (name, _) in enumerate(schema.features())}
 UNIT = [unit for _, unit in schema.features()]
-# Shares of memory that shrink to 0 as the host fills.
-FREE = ["memory_available_share"]
-FILLED = ["memory_anon_share"]
 STALLS = ["psi_io_some_us_per_s", "psi_io_full_us_per_s", "psi_memory_some_us_per_s", "psi_cpu_some_us_per_s"]
 DISK = ["fsync_p50_us", "fsync_p99_us", "fsyncs_per_s", "disk_write_bytes_per_s", "disk_read_bytes_per_s",
         "block_write_p50_us", "block_write_p99_us"]  # fmt: skip
+
+
+# How often a class is learned from: a warm-up is the hardest to tell from a leak.
+CHANCE = {"leak": 0.28, "throttle": 0.24, "warm-up": 0.28, "backup": 0.1, "quiet": 0.1}
+
+
+def chances(runs):
+    """The chance of each run to be picked."""
+    classes = [run.label["class"] for run in runs]
+    weights = np.array([CHANCE[name] / classes.count(name) for name in classes])
+    return weights / weights.sum()
 
 
 def vary(run, rng):

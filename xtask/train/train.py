@@ -84,9 +84,9 @@ def train(runs, layout):
         change, state = rule.update(gradient, state, weights)
         return optax.apply_updates(weights, change), state, cost
 
-    begun, costs = time.monotonic(), []
+    begun, costs, chances = time.monotonic(), [], dataset.chances(runs)
     for step in range(STEPS):
-        picked = [dataset.vary(runs[n], rng) for n in rng.integers(0, len(runs), BATCH)]
+        picked = [dataset.vary(runs[n], rng) for n in rng.choice(len(runs), BATCH, p=chances)]
         data = dataset.batch(picked)
         # One length for all batches: compiled once.
         padded = [np.concatenate([x, np.zeros((dataset.TICKS_MAX - len(x), *x.shape[1:]))]) for x in data]
