@@ -89,17 +89,13 @@ const ENTRIES: &str = "GATE";
 const COUNTERS: &str = "COUNTERS";
 
 impl KernelGate {
-    /// Loads the programs and adopts the maps that an earlier agent pinned below `pin_dir`.
+    /// Makes the maps, or adopts those that an earlier agent pinned below `pin_dir`.
     ///
     /// # Errors
-    /// [`GateError`] when the directory is not on a bpffs or the kernel refuses the programs.
+    /// [`GateError`] when the directory is not on a bpffs or the kernel refuses the maps.
     pub fn load(pin_dir: &Path) -> Result<Self, GateError> {
         pin::make_dir(pin_dir)?;
-        let mut bpf = load_object(pin_dir, Ipv4Addr::UNSPECIFIED)?;
-        for (_, name, _) in DIRECTIONS {
-            let program: &mut SchedClassifier = program(&mut bpf, name)?;
-            program.load().map_err(attach(name, "load"))?;
-        }
+        let bpf = load_object(pin_dir, Ipv4Addr::UNSPECIFIED)?;
         let inner = Inner {
             bpf,
             interfaces: BTreeMap::new(),
@@ -119,14 +115,14 @@ impl KernelGate {
     pub fn guard(&self, guard: &Guard) -> Result<(), GateError> {
         self.arm(guard.address)?;
         let mut inner = self.lock();
+        // Programs must find these maps at their pins, not make their own.
+        self.repin_maps(&inner.bpf, &mut Vec::new())?;
         if !inner.interfaces.contains_key(&guard.interface) {
-            let attached = self.attach_interface(&mut inner.bpf, &guard.interface)?;
+            let attached = self.attach_interface(&guard.interface)?;
             inner.interfaces.insert(guard.interface.clone(), attached);
         }
         let known = inner.cgroups.get(&guard.address);
         if known.is_none_or(|known| known.cgroup != guard.cgroup) {
-            // The workload's program must find this map at its pin, not make one of its own.
-            self.repin_maps(&inner.bpf, &mut Vec::new())?;
             let attached = self.attach_cgroup(guard.address, &guard.cgroup)?;
             inner.cgroups.insert(guard.address, attached);
         }
@@ -156,7 +152,7 @@ impl KernelGate {
                 Some(path) => Repair::Pin(path),
                 None => continue,
             };
-            *attached = self.attach_interface(bpf, interface)?;
+            *attached = self.attach_interface(interface)?;
             repairs.push(repair);
         }
         for (address, known) in cgroups.iter_mut() {
@@ -189,10 +185,14 @@ impl KernelGate {
         Ok(())
     }
 
-    fn attach_interface(&self, bpf: &mut Ebpf, interface: &str) -> Result<[Attached; 2], GateError> {
+    /// With programs of its own each time: the kernel attaches one program to an interface once, and
+    /// the old ones must stay until the new ones are there.
+    fn attach_interface(&self, interface: &str) -> Result<[Attached; 2], GateError> {
+        let mut bpf = load_object(&self.dir, Ipv4Addr::UNSPECIFIED)?;
         let mut one = |(kind, name, direction): (TcAttachType, &'static str, &str)| {
-            let program: &mut SchedClassifier = program(bpf, name)?;
+            let program: &mut SchedClassifier = program(&mut bpf, name)?;
             let failed = attach(name, interface);
+            program.load().map_err(&failed)?;
             let link = program
                 .attach_with_options(interface, kind, TcAttachOptions::TcxOrder(LinkOrder::first()))
                 .and_then(|id| program.take_link(id))
@@ -223,12 +223,9 @@ impl KernelGate {
         let program: &mut CgroupSkb = program(&mut bpf, NAME)?;
         let target = cgroup.display().to_string();
         program.load().map_err(attach(NAME, &target))?;
+        // A cgroup link stands beside others by itself; the kernel refuses to be told so.
         let link = program
-            .attach(
-                &directory,
-                CgroupSkbAttachType::Egress,
-                CgroupAttachMode::AllowMultiple,
-            )
+            .attach(&directory, CgroupSkbAttachType::Egress, CgroupAttachMode::Single)
             .and_then(|id| program.take_link(id))
             .and_then(|link| FdLink::try_from(link).map_err(|_| ProgramError::NotAttached))
             .map_err(attach(NAME, &target))?;

@@ -146,9 +146,9 @@ impl Net {
         switch.ip("link add br0 type bridge");
         switch.ip("link set br0 up");
         for (node, port, address) in [
-            (&a, "a", "10.99.0.1/24"),
-            (&b, "b", "10.99.0.2/24"),
-            (&client, "c", "10.99.0.9/24"),
+            (&a, "port1", "10.99.0.1/24"),
+            (&b, "port2", "10.99.0.2/24"),
+            (&client, "port3", "10.99.0.9/24"),
         ] {
             switch.ip(&format!(
                 "link add name {port} type veth peer name {INTERFACE} netns {}",

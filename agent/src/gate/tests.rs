@@ -298,6 +298,12 @@ impl Drop for Loader {
     }
 }
 
+fn eventually_guarded(net: &Net) {
+    eventually("the loader guards the address", || {
+        net.pin_dir().join("workload-10:99:0:100").exists()
+    });
+}
+
 fn start_loader(net: &Net, cgroup: &TestCgroup, deadline: BootTime) -> Loader {
     let loader = net.a.run(|| {
         Command::new(std::env::current_exe().unwrap())
@@ -325,9 +331,7 @@ fn the_gate_closes_by_itself(name: &str, end: fn(&mut Loader)) {
     let cgroup = TestCgroup::new(name);
     let deadline = boot_now() + Duration::from_secs(10);
     let mut loader = start_loader(&net, &cgroup, deadline);
-    eventually("the loader's gate is there", || {
-        net.pin_dir().join("workload-10:99:0:100").exists()
-    });
+    eventually_guarded(&net);
     eventually_connects(&net);
     end(&mut loader);
     let open_after_its_end = connects(&net);
@@ -361,6 +365,7 @@ fn a_restarted_agent_finds_its_lease_and_its_floor_again() {
     let cgroup = TestCgroup::new("restart");
     let deadline = boot_now() + FOREVER;
     let mut loader = start_loader(&net, &cgroup, deadline);
+    eventually_guarded(&net);
     eventually_connects(&net);
     loader.0.kill().unwrap();
     loader.0.wait().unwrap();

@@ -62,6 +62,10 @@ impl CommandWorkload {
         &self.cgroup
     }
 
+    pub fn spec(&self) -> &Workload {
+        &self.spec
+    }
+
     pub fn log(&self) -> &Path {
         &self.log
     }
@@ -169,6 +173,11 @@ impl CommandWorkload {
             }
         }
         let mut child = self.child.lock().await;
-        Ok(child.as_mut().and_then(|child| child.try_wait().ok().flatten()))
+        let Some(child) = child.as_mut() else {
+            return Ok(None);
+        };
+        // A process leaves its cgroup shortly before its parent can see its end.
+        let status = tokio::time::timeout(STOP_KILL_MAX, child.wait()).await;
+        Ok(status.ok().and_then(Result::ok))
     }
 }

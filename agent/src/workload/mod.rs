@@ -41,3 +41,6 @@ pub enum WorkloadError {
         source: io::Error,
     },
 }
+
+#[cfg(test)]
+mod tests;
