@@ -1,0 +1,208 @@
+//! A service's roots on this host: relative paths to files, and what `lstat` says as a manifest entry.
+
+use std::ffi::OsStr;
+use std::fs::{self, File, Metadata};
+use std::io;
+use std::os::unix::ffi::OsStrExt as _;
+use std::os::unix::fs::{FileExt as _, MetadataExt as _};
+use std::path::{Path, PathBuf};
+
+use understudy_common::delta::{BLOCK, BlockHash, Body, Entry, Manifest, Meta, RelPath, block_hashes};
+
+use super::tracker::InodeKey;
+
+/// Bytes read at once.
+const READ_BYTES: usize = 256 << 10;
+
+#[derive(Clone, Debug)]
+pub struct Roots {
+    paths: Vec<PathBuf>,
+}
+
+impl Roots {
+    pub fn new(paths: Vec<PathBuf>) -> Self {
+        Self { paths }
+    }
+
+    pub fn paths(&self) -> &[PathBuf] {
+        &self.paths
+    }
+
+    /// `None` when the path names a root that the service does not have.
+    pub fn absolute(&self, path: &RelPath) -> Option<PathBuf> {
+        let (root, rest) = path.split_root();
+        let root = self.paths.get(root)?;
+        Some(if rest.is_empty() {
+            root.clone()
+        } else {
+            root.join(OsStr::from_bytes(rest))
+        })
+    }
+
+    /// The deepest root that holds `path`.
+    pub fn relative(&self, path: &Path) -> Option<RelPath> {
+        let (number, rest) = self
+            .paths
+            .iter()
+            .enumerate()
+            .filter_map(|(number, root)| Some((number, path.strip_prefix(root).ok()?)))
+            .min_by_key(|(_, rest)| rest.as_os_str().len())?;
+        let root = RelPath::root(number);
+        if rest.as_os_str().is_empty() {
+            Some(root)
+        } else {
+            root.join(rest.as_os_str().as_bytes()).ok()
+        }
+    }
+
+    /// Everything below `from` (with it), directories before what is in them. A name that goes away
+    /// meanwhile is left out.
+    pub fn walk(&self, from: &RelPath, out: &mut Vec<RelPath>) {
+        let Some(path) = self.absolute(from) else { return };
+        let Ok(meta) = fs::symlink_metadata(&path) else {
+            return;
+        };
+        out.push(from.clone());
+        if !meta.is_dir() {
+            return;
+        }
+        for entry in fs::read_dir(&path).into_iter().flatten().flatten() {
+            if let Ok(path) = from.join(entry.file_name().as_bytes()) {
+                self.walk(&path, out);
+            }
+        }
+    }
+
+    /// Reads and hashes everything there is.
+    ///
+    /// # Errors
+    /// When a file that is there cannot be read.
+    pub fn hash_all(&self) -> io::Result<Manifest> {
+        let (mut manifest, mut paths) = (Manifest::default(), Vec::new());
+        for number in 0..self.paths.len() {
+            self.walk(&RelPath::root(number), &mut paths);
+        }
+        for path in paths {
+            let Some(absolute) = self.absolute(&path) else {
+                continue;
+            };
+            let Some(mut entry) = look(&absolute)?.and_then(|seen| seen.entry) else {
+                continue;
+            };
+            if let Body::File { len, blocks } = &mut entry.body {
+                let file = File::open(&absolute)?;
+                let mut hashes = Vec::with_capacity(len.div_ceil(BLOCK) as usize);
+                *len = read_range(&file, 0..*len, |_, bytes| hashes.extend(block_hashes(bytes)))?;
+                *blocks = hashes;
+            }
+            manifest.insert(path, entry);
+        }
+        Ok(manifest)
+    }
+}
+
+/// What `lstat` says; `entry` is none for sockets, pipes and devices, and has no hashes.
+#[derive(Clone, Debug)]
+pub struct Seen {
+    pub key: InodeKey,
+    pub entry: Option<Entry>,
+}
+
+/// `None` when there is nothing of that name.
+///
+/// # Errors
+/// When the name cannot be looked at.
+pub fn look(path: &Path) -> io::Result<Option<Seen>> {
+    let meta = match fs::symlink_metadata(path) {
+        Ok(meta) => meta,
+        Err(error) if matches!(error.raw_os_error(), Some(libc::ENOENT | libc::ENOTDIR)) => return Ok(None),
+        Err(error) => return Err(error),
+    };
+    let body = if meta.is_dir() {
+        Some(Body::Dir)
+    } else if meta.is_file() {
+        Some(Body::File {
+            len: meta.len(),
+            blocks: Vec::new(),
+        })
+    } else if meta.is_symlink() {
+        match fs::read_link(path) {
+            Ok(target) => Some(Body::Symlink {
+                target: target.as_os_str().as_bytes().to_vec(),
+            }),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            Err(error) => return Err(error),
+        }
+    } else {
+        None
+    };
+    let entry = body.map(|body| Entry {
+        meta: attributes(&meta),
+        body,
+    });
+    Ok(Some(Seen {
+        key: InodeKey {
+            dev: meta.dev(),
+            ino: meta.ino(),
+        },
+        entry,
+    }))
+}
+
+fn attributes(meta: &Metadata) -> Meta {
+    Meta {
+        mode: meta.mode() & 0o7777,
+        uid: meta.uid(),
+        gid: meta.gid(),
+        mtime_ns: meta
+            .mtime()
+            .saturating_mul(1_000_000_000)
+            .saturating_add(meta.mtime_nsec()),
+    }
+}
+
+/// Reads a byte range that begins on a block, in pieces of whole blocks; only the last may be short.
+/// Returns where it ended: before `range.end` when the file is shorter by now.
+///
+/// # Errors
+/// When reading fails.
+pub fn read_range(
+    file: &File,
+    range: std::ops::Range<u64>,
+    mut piece: impl FnMut(u64, &[u8]),
+) -> io::Result<u64> {
+    let mut buffer = vec![0; READ_BYTES.min((range.end.saturating_sub(range.start)) as usize)];
+    let mut at = range.start;
+    while at < range.end {
+        let want = buffer.len().min((range.end - at) as usize);
+        let mut have = 0;
+        while have < want {
+            match file.read_at(&mut buffer[have..want], at + have as u64) {
+                Ok(0) => break,
+                Ok(n) => have += n,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(error),
+            }
+        }
+        if have > 0 {
+            piece(at, &buffer[..have]);
+        }
+        at += have as u64;
+        if have < want {
+            break;
+        }
+    }
+    Ok(at)
+}
+
+/// Hashes of a whole file as it is now.
+///
+/// # Errors
+/// When reading fails.
+pub fn hash_file(file: &File) -> io::Result<(u64, Vec<BlockHash>)> {
+    let mut hashes = Vec::new();
+    let len = read_range(file, 0..u64::MAX / 2, |_, bytes| {
+        hashes.extend(block_hashes(bytes))
+    })?;
+    Ok((len, hashes))
+}

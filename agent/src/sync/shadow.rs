@@ -1,0 +1,263 @@
+//! The shadow's tokio shell: one accepted `Sync` stream after another, one store.
+
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use tokio::sync::watch;
+use understudy_common::delta::{Answer, Frame, Manifest};
+use understudy_common::id::{Epoch, GenerationId, HostId, ServiceId};
+use understudy_common::identity::Principal;
+use understudy_common::wire::{self, CopyState, SyncFigures};
+use understudy_transport::{FrameReceiver, FrameSender, TransportError};
+
+use super::roots::Roots;
+use super::store::{Store, StoreError};
+
+#[derive(Clone, Debug)]
+pub struct ShadowSettings {
+    pub service: ServiceId,
+    /// Name of the service: names its directory under `state_dir`.
+    pub name: String,
+    pub paths: Vec<PathBuf>,
+    pub state_dir: PathBuf,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct ShadowStatus {
+    pub copy: CopyState,
+    pub generation: Option<GenerationId>,
+    pub figures: SyncFigures,
+    /// Why the last stream or checkpoint failed; cleared by the next sealed generation.
+    pub failure: Option<String>,
+}
+
+/// What a promotion hands to the new primary.
+#[derive(Clone, Debug)]
+pub struct Promoted {
+    pub generation: GenerationId,
+    pub manifest: Manifest,
+}
+
+#[derive(Debug, thiserror::Error)]
+pub enum ShadowError {
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    #[error(transparent)]
+    Transport(#[from] TransportError),
+    #[error("{speaker} may not send generations of {service}: {why}")]
+    NotPrimary {
+        speaker: Principal,
+        service: ServiceId,
+        why: String,
+    },
+    #[error("the stream did not begin with a hello")]
+    NoHello,
+    #[error("a newer stream of the primary took over")]
+    Superseded,
+    #[error("the agent is shutting down")]
+    Stopped,
+}
+
+/// One service's copy on this host. Clones share it.
+#[derive(Clone, Debug)]
+pub struct Shadow {
+    service: ServiceId,
+    store: Arc<Mutex<Inner>>,
+    expected: Arc<watch::Sender<Option<(HostId, Epoch)>>>,
+    status: Arc<watch::Sender<ShadowStatus>>,
+}
+
+#[derive(Debug)]
+struct Inner {
+    store: Store,
+    /// Number of the newest stream; frames of older ones are refused.
+    stream: u64,
+}
+
+impl Shadow {
+    /// Finishes what a crash interrupted and hashes every file: takes as long as reading them.
+    ///
+    /// # Errors
+    /// [`ShadowError::Store`] when the state on disk cannot be used.
+    pub async fn open(settings: ShadowSettings) -> Result<Self, ShadowError> {
+        let service = settings.service;
+        let store = blocking(move || {
+            let roots = Roots::new(settings.paths);
+            Store::open(service, &settings.name, &settings.state_dir, roots).map_err(ShadowError::from)
+        })
+        .await?;
+        let status = Arc::new(watch::Sender::new(status_of(&store, None)));
+        Ok(Self {
+            service,
+            store: Arc::new(Mutex::new(Inner { store, stream: 0 })),
+            expected: Arc::default(),
+            status,
+        })
+    }
+
+    /// Who may send, by the newest order.
+    pub fn set_primary(&self, host: HostId, epoch: Epoch) {
+        self.expected.send_replace(Some((host, epoch)));
+    }
+
+    pub fn status(&self) -> watch::Receiver<ShadowStatus> {
+        self.status.subscribe()
+    }
+
+    /// Serves one accepted stream until it ends.
+    ///
+    /// # Errors
+    /// [`ShadowError`]; the peer is told why first where it can be.
+    pub async fn serve(
+        &self,
+        principal: Principal,
+        mut sender: FrameSender,
+        mut receiver: FrameReceiver,
+    ) -> Result<(), ShadowError> {
+        let result = self.exchange(principal, &mut sender, &mut receiver).await;
+        if let Err(error) = &result {
+            let why = chain(error);
+            // The peer may be gone, which its own side notices.
+            let _ = sender
+                .send(&wire::encode(&Answer::Refused { why: why.clone() }))
+                .await;
+            self.status.send_modify(|status| status.failure = Some(why));
+        }
+        sender.finish();
+        result
+    }
+
+    async fn exchange(
+        &self,
+        principal: Principal,
+        sender: &mut FrameSender,
+        receiver: &mut FrameReceiver,
+    ) -> Result<(), ShadowError> {
+        let Some(first) = receiver.receive().await? else {
+            return Ok(());
+        };
+        let epoch = match wire::decode::<Frame>(&first).map_err(TransportError::from)? {
+            Frame::Hello { epoch, .. } => epoch,
+            _ => return Err(ShadowError::NoHello),
+        };
+        self.may_send(principal, epoch)?;
+        let stream = {
+            let mut inner = self.store.lock().unwrap_or_else(PoisonError::into_inner);
+            inner.stream += 1;
+            inner.stream
+        };
+        let mut next = Some(first);
+        while let Some(raw) = next {
+            self.may_send(principal, epoch)?;
+            for answer in self.step(stream, epoch, raw).await? {
+                sender.send(&wire::encode(&answer)).await?;
+            }
+            self.checkpoint().await?;
+            next = receiver.receive().await?;
+        }
+        Ok(())
+    }
+
+    fn may_send(&self, principal: Principal, epoch: Epoch) -> Result<(), ShadowError> {
+        let refuse = |why: String| {
+            Err(ShadowError::NotPrimary {
+                speaker: principal,
+                service: self.service,
+                why,
+            })
+        };
+        match *self.expected.borrow() {
+            None => refuse("no order has named its primary yet".to_owned()),
+            Some((host, _)) if principal != Principal::Host(host) => refuse(format!("{host} is its primary")),
+            Some((_, since)) if epoch < since => refuse(format!("its epoch is {since}, not {epoch}")),
+            Some(_) => Ok(()),
+        }
+    }
+
+    async fn step(&self, stream: u64, epoch: Epoch, raw: Vec<u8>) -> Result<Vec<Answer>, ShadowError> {
+        self.with(move |inner| {
+            if inner.stream != stream {
+                return Err(ShadowError::Superseded);
+            }
+            let frame = wire::decode(&raw).map_err(TransportError::from)?;
+            Ok(inner.store.handle(epoch, frame, &raw)?)
+        })
+        .await
+    }
+
+    async fn checkpoint(&self) -> Result<(), ShadowError> {
+        self.with(|inner| Ok(inner.store.checkpoint()?)).await
+    }
+
+    /// Ends the shadow's part in favour of `epoch`.
+    ///
+    /// # Errors
+    /// [`StoreError::StaleEpoch`], [`StoreError::NotReady`], [`StoreError::Disk`].
+    pub async fn promote(&self, epoch: Epoch) -> Result<Promoted, ShadowError> {
+        self.expected.send_replace(None);
+        self.with(move |inner| {
+            inner.stream += 1;
+            let (generation, manifest) = inner.store.promote(epoch)?;
+            Ok(Promoted { generation, manifest })
+        })
+        .await
+    }
+
+    /// Takes the files back to an earlier sealed generation.
+    ///
+    /// # Errors
+    /// [`StoreError::NoPreImages`], [`StoreError::Disk`].
+    pub async fn restore(&self, to: GenerationId) -> Result<(), ShadowError> {
+        self.with(move |inner| Ok(inner.store.restore(to)?)).await
+    }
+
+    async fn with<T: Send + 'static>(
+        &self,
+        act: impl FnOnce(&mut Inner) -> Result<T, ShadowError> + Send + 'static,
+    ) -> Result<T, ShadowError> {
+        let (store, status) = (Arc::clone(&self.store), Arc::clone(&self.status));
+        blocking(move || {
+            let mut inner = store.lock().unwrap_or_else(PoisonError::into_inner);
+            let result = act(&mut inner);
+            let failure = result.as_ref().err().map(|error| chain(error));
+            let now = status_of(&inner.store, failure);
+            status.send_if_modified(|was| {
+                *was != now && {
+                    *was = now;
+                    true
+                }
+            });
+            result
+        })
+        .await
+    }
+}
+
+fn status_of(store: &Store, failure: Option<String>) -> ShadowStatus {
+    ShadowStatus {
+        copy: store.copy(),
+        generation: store.generation(),
+        figures: store.figures().clone(),
+        failure,
+    }
+}
+
+async fn blocking<T: Send + 'static>(
+    act: impl FnOnce() -> Result<T, ShadowError> + Send + 'static,
+) -> Result<T, ShadowError> {
+    tokio::task::spawn_blocking(act)
+        .await
+        .map_err(|_| ShadowError::Stopped)?
+}
+
+/// An error with its causes, in one line.
+pub(super) fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        text.push_str(": ");
+        text.push_str(&cause.to_string());
+        source = cause.source();
+    }
+    text
+}

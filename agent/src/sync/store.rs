@@ -1,0 +1,518 @@
+//! A shadow's copy on disk: takes frames, seals generations, patches the files.
+//!
+//! Invariants: `Sealed` is answered only after the redo file is on disk. `manifest` is what the files
+//! hold once a pending checkpoint is done. After any I/O error the copy is not ready until it was
+//! read again from disk and a generation was sealed on top.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::{fs, io};
+
+use understudy_common::delta::{Answer, Digest, Frame, Manifest, Op, OpError, pages};
+use understudy_common::id::{Epoch, GenerationId, ServiceId};
+use understudy_common::wire::{self, CopyState, SyncFigures};
+
+use super::checkpoint::{self, Files, Undo};
+use super::identity::{self, Identity};
+use super::journal::{self, Writer};
+use super::roots::Roots;
+
+/// Generations that can be restored by their pre-images.
+pub const RESTORABLE: usize = 4;
+
+#[derive(Debug, thiserror::Error)]
+pub enum StoreError {
+    #[error("the state of the copy under {} cannot be used", dir.display())]
+    Disk {
+        dir: PathBuf,
+        #[source]
+        source: io::Error,
+    },
+    #[error("epoch {asked} is older than {floor}, which this copy has already seen")]
+    StaleEpoch { asked: Epoch, floor: Epoch },
+    #[error("the copy is not ready: it has no sealed generation to start from")]
+    NotReady,
+    #[error("generation {0} can no longer be restored")]
+    NoPreImages(GenerationId),
+    #[error("the frame does not fit: {0}")]
+    Protocol(&'static str),
+    #[error("an operation does not fit the copy")]
+    Op(#[from] OpError),
+}
+
+#[derive(Debug)]
+struct Incoming {
+    out: Writer,
+    manifest: Manifest,
+    bytes: u64,
+}
+
+#[derive(Debug)]
+pub struct Store {
+    service: ServiceId,
+    dir: PathBuf,
+    aside: PathBuf,
+    roots: Roots,
+    identity: Identity,
+    manifest: Manifest,
+    digest: Digest,
+    copy: CopyState,
+    incoming: Option<Incoming>,
+    /// Manifest before the sealed generation that is not applied yet.
+    pending: Option<(Manifest, GenerationId)>,
+    figures: SyncFigures,
+}
+
+impl Store {
+    /// Finishes what a crash interrupted, then reads and hashes all files.
+    ///
+    /// # Errors
+    /// [`StoreError::Disk`].
+    pub fn open(service: ServiceId, name: &str, state_dir: &Path, roots: Roots) -> Result<Self, StoreError> {
+        let dir = identity::service_dir(state_dir, name);
+        let mut store = Self {
+            service,
+            aside: state_dir.join("diverged").join(name),
+            roots,
+            identity: Identity::default(),
+            manifest: Manifest::default(),
+            digest: Manifest::default().digest(),
+            copy: CopyState::Cold,
+            incoming: None,
+            pending: None,
+            figures: SyncFigures::default(),
+            dir,
+        };
+        store.recover().map_err(|source| store.disk(source))?;
+        Ok(store)
+    }
+
+    fn disk(&self, source: io::Error) -> StoreError {
+        StoreError::Disk {
+            dir: self.dir.clone(),
+            source,
+        }
+    }
+
+    pub fn copy(&self) -> CopyState {
+        self.copy
+    }
+
+    pub fn generation(&self) -> Option<GenerationId> {
+        self.identity
+            .identifiers
+            .current
+            .filter(|_| self.identity.digest.is_some())
+    }
+
+    pub fn manifest(&self) -> &Manifest {
+        &self.manifest
+    }
+
+    pub fn figures(&self) -> &SyncFigures {
+        &self.figures
+    }
+
+    fn recover(&mut self) -> io::Result<()> {
+        fs::create_dir_all(&self.dir)?;
+        self.incoming = None;
+        self.pending = None;
+        self.copy = CopyState::Warming;
+        self.identity = identity::load(&self.dir)?;
+        if ignore_missing(fs::remove_file(self.dir.join("incoming")))? {
+            tracing::warn!(service = %self.service, "dropped a generation that was not sealed when the agent stopped");
+        }
+        for path in self.listed("redo")? {
+            let (generation, digest) = match checkpoint::read_redo(&path, |_| Ok(())) {
+                Ok(seal) => seal,
+                Err(error)
+                    if error.kind() == io::ErrorKind::InvalidData
+                        || error.kind() == io::ErrorKind::UnexpectedEof =>
+                {
+                    tracing::error!(path = %path.display(), %error, "dropped a journal that is torn or garbled");
+                    fs::remove_file(&path)?;
+                    continue;
+                }
+                Err(error) => return Err(error),
+            };
+            let files = Files::new(&self.dir, generation);
+            if !files.undo.exists() {
+                let before = self.roots.hash_all()?;
+                self.prepare(&files, &before, generation, digest)?;
+            }
+            checkpoint::apply(&files, &self.roots)?;
+            tracing::info!(service = %self.service, %generation, "finished the checkpoint that a stop interrupted");
+        }
+        for path in self.listed("undo")? {
+            let Some(Undo::Head {
+                generation, after, ..
+            }) = head(&path)?
+            else {
+                continue;
+            };
+            checkpoint::clean(&Files::new(&self.dir, generation))?;
+            if self
+                .identity
+                .identifiers
+                .current
+                .is_none_or(|current| generation > current)
+            {
+                self.identity.identifiers.advance(generation);
+                self.identity.digest = Some(after);
+            }
+        }
+        self.manifest = self.roots.hash_all()?;
+        self.digest = self.manifest.digest();
+        self.copy = match self.identity.digest {
+            Some(digest) if digest == self.digest && !self.identity.diverging => CopyState::Ready,
+            _ if self.manifest.is_empty() => CopyState::Cold,
+            _ => CopyState::Warming,
+        };
+        Ok(())
+    }
+
+    /// Files of one kind, oldest generation first.
+    fn listed(&self, ending: &str) -> io::Result<Vec<PathBuf>> {
+        let mut found: Vec<PathBuf> = fs::read_dir(&self.dir)?
+            .collect::<io::Result<Vec<_>>>()?
+            .into_iter()
+            .map(|entry| entry.path())
+            .filter(|path| path.extension().is_some_and(|found| found == ending))
+            .collect();
+        found.sort();
+        Ok(found)
+    }
+
+    /// Takes one frame of the primary in `epoch`.
+    ///
+    /// # Errors
+    /// [`StoreError`]; the stream ends then and the primary begins anew.
+    pub fn handle(&mut self, epoch: Epoch, frame: Frame, raw: &[u8]) -> Result<Vec<Answer>, StoreError> {
+        if epoch < self.identity.floor {
+            return Err(StoreError::StaleEpoch {
+                asked: epoch,
+                floor: self.identity.floor,
+            });
+        }
+        let result = self.take(epoch, frame, raw);
+        if result.is_err() {
+            self.drop_unsealed();
+        }
+        if matches!(result, Err(StoreError::Disk { .. })) {
+            self.copy = CopyState::Warming;
+            self.identity.digest = None;
+        }
+        result
+    }
+
+    fn take(&mut self, epoch: Epoch, frame: Frame, raw: &[u8]) -> Result<Vec<Answer>, StoreError> {
+        match frame {
+            Frame::Hello { service, .. } => {
+                if service != self.service {
+                    return Err(StoreError::Protocol("another service's stream"));
+                }
+                self.drop_unsealed();
+                if self.copy != CopyState::Ready {
+                    let figures = std::mem::take(&mut self.figures);
+                    self.recover().map_err(|source| self.disk(source))?;
+                    self.figures = figures;
+                }
+                if self.identity.floor < epoch {
+                    self.identity.floor = epoch;
+                    self.save().map_err(|source| self.disk(source))?;
+                }
+                let identifiers = self.identity.identifiers.clone();
+                Ok(vec![Answer::State {
+                    identifiers,
+                    digest: self.digest,
+                    copy: self.copy,
+                }])
+            }
+            Frame::Exchange => Ok(pages(&self.manifest)),
+            Frame::Begin { generation, base } => {
+                self.checkpoint()?;
+                if generation.epoch != epoch || base != self.digest || self.incoming.is_some() {
+                    return Err(StoreError::Protocol(
+                        "the generation does not begin where this copy is",
+                    ));
+                }
+                let begun = Writer::create(self.dir.join("incoming")).and_then(|mut out| {
+                    out.append(raw)?;
+                    Ok(out)
+                });
+                let out = begun.map_err(|source| self.disk(source))?;
+                self.incoming = Some(Incoming {
+                    out,
+                    manifest: self.manifest.clone(),
+                    bytes: 0,
+                });
+                Ok(Vec::new())
+            }
+            Frame::Ops(ops) => {
+                let dir = self.dir.clone();
+                let incoming = self
+                    .incoming
+                    .as_mut()
+                    .ok_or(StoreError::Protocol("operations before a begin"))?;
+                for op in &ops {
+                    incoming.manifest.apply(op)?;
+                    if let Op::Write { bytes, .. } = op {
+                        incoming.bytes += bytes.len() as u64;
+                    }
+                }
+                incoming
+                    .out
+                    .append(raw)
+                    .map_err(|source| StoreError::Disk { dir, source })?;
+                Ok(Vec::new())
+            }
+            Frame::Seal { generation, digest } => {
+                let mut incoming = self
+                    .incoming
+                    .take()
+                    .ok_or(StoreError::Protocol("a seal before a begin"))?;
+                if generation.epoch != epoch || incoming.manifest.digest() != digest {
+                    return Err(StoreError::Protocol(
+                        "the sealed state is not what the operations give",
+                    ));
+                }
+                let redo = Files::new(&self.dir, generation).redo;
+                incoming
+                    .out
+                    .append(raw)
+                    .and_then(|()| incoming.out.commit(&redo))
+                    .map_err(|source| self.disk(source))?;
+                let before = std::mem::replace(&mut self.manifest, incoming.manifest);
+                self.pending = Some((before, generation));
+                self.digest = digest;
+                self.identity.identifiers.advance(generation);
+                self.identity.digest = Some(digest);
+                self.figures.generations += 1;
+                self.figures.delta_bytes += incoming.bytes;
+                Ok(vec![Answer::Sealed { generation }])
+            }
+        }
+    }
+
+    /// Applies the sealed generation to the files, if that is still to be done. Call it after each frame.
+    ///
+    /// # Errors
+    /// [`StoreError::Disk`]; the sealed generation stays in the journal.
+    pub fn checkpoint(&mut self) -> Result<(), StoreError> {
+        let Some((before, generation)) = self.pending.take() else {
+            return Ok(());
+        };
+        let files = Files::new(&self.dir, generation);
+        let done = (|| {
+            self.prepare(&files, &before, generation, self.digest)?;
+            checkpoint::apply(&files, &self.roots)?;
+            if self.identity.diverging {
+                self.identity.diverging = false;
+                self.save()?;
+            }
+            self.prune()
+        })();
+        if let Err(source) = done {
+            self.copy = CopyState::Warming;
+            return Err(self.disk(source));
+        }
+        self.copy = CopyState::Ready;
+        Ok(())
+    }
+
+    fn prepare(
+        &mut self,
+        files: &Files,
+        before: &Manifest,
+        generation: GenerationId,
+        digest: Digest,
+    ) -> io::Result<()> {
+        if self.identity.diverging {
+            self.keep_aside(files, generation)?;
+        }
+        let mut after = before.clone();
+        checkpoint::read_redo(&files.redo, |op| {
+            after
+                .apply(&op)
+                .map_err(|error| journal::garbled(&files.redo, error))
+        })?;
+        let previous = self
+            .listed("undo")?
+            .last()
+            .map(|path| head(path))
+            .transpose()?
+            .flatten();
+        let previous = previous.and_then(|head| match head {
+            Undo::Head { generation, .. } => Some(generation),
+            Undo::Metas(_) | Undo::Ops(_) => None,
+        });
+        let head = Undo::Head {
+            generation,
+            previous,
+            before: before.digest(),
+            after: digest,
+        };
+        checkpoint::prepare(files, &self.roots, before, &after, head)
+    }
+
+    /// Copies what a past life as primary left here and the new primary does not have.
+    fn keep_aside(&mut self, files: &Files, generation: GenerationId) -> io::Result<()> {
+        let aside = self.aside.join(generation.to_string());
+        for path in checkpoint::place(&files.redo)?.overwritten() {
+            let Some(from) = self.roots.absolute(path) else {
+                continue;
+            };
+            if !fs::symlink_metadata(&from).is_ok_and(|meta| meta.is_file()) {
+                continue;
+            }
+            let to = aside.join(path.to_string());
+            if let Some(parent) = to.parent() {
+                fs::create_dir_all(parent)?;
+            }
+            fs::copy(&from, &to)?;
+            fs::File::open(&to)?.sync_all()?;
+            self.figures.diverged_files += 1;
+            tracing::warn!(service = %self.service, file = %path, kept = %to.display(),
+                "this host's version differs from the new primary's history; it is kept aside");
+        }
+        Ok(())
+    }
+
+    fn prune(&self) -> io::Result<()> {
+        let undos = self.listed("undo")?;
+        for path in undos.iter().take(undos.len().saturating_sub(RESTORABLE)) {
+            fs::remove_file(path)?;
+        }
+        Ok(())
+    }
+
+    fn drop_unsealed(&mut self) {
+        if self.incoming.take().is_some()
+            && let Err(error) = fs::remove_file(self.dir.join("incoming"))
+        {
+            tracing::warn!(service = %self.service, %error, "cannot remove an unsealed generation");
+        }
+    }
+
+    fn save(&self) -> io::Result<()> {
+        identity::save(&self.dir, &self.identity)
+    }
+
+    /// Ends the shadow's part: older epochs are refused from here on, the unsealed generation is
+    /// dropped, the sealed one is in the files when this returns.
+    ///
+    /// # Errors
+    /// [`StoreError::StaleEpoch`], [`StoreError::NotReady`], [`StoreError::Disk`].
+    pub fn promote(&mut self, epoch: Epoch) -> Result<(GenerationId, Manifest), StoreError> {
+        if epoch < self.identity.floor {
+            return Err(StoreError::StaleEpoch {
+                asked: epoch,
+                floor: self.identity.floor,
+            });
+        }
+        self.drop_unsealed();
+        self.checkpoint()?;
+        let generation = self
+            .generation()
+            .filter(|_| self.copy == CopyState::Ready)
+            .ok_or(StoreError::NotReady)?;
+        self.identity.floor = epoch;
+        self.save().map_err(|source| self.disk(source))?;
+        Ok((generation, self.manifest.clone()))
+    }
+
+    /// Takes the files back to an earlier generation by its pre-images.
+    ///
+    /// # Errors
+    /// [`StoreError::NoPreImages`], [`StoreError::Disk`].
+    pub fn restore(&mut self, to: GenerationId) -> Result<(), StoreError> {
+        self.drop_unsealed();
+        self.checkpoint()?;
+        self.restore_files(to)
+            .map_err(|source| self.disk(source))?
+            .ok_or(StoreError::NoPreImages(to))
+    }
+
+    fn restore_files(&mut self, to: GenerationId) -> io::Result<Option<()>> {
+        let (mut undos, mut reached) = (Vec::new(), None);
+        for path in self.listed("undo")?.into_iter().rev() {
+            let Some(Undo::Head {
+                generation,
+                previous,
+                before,
+                ..
+            }) = head(&path)?
+            else {
+                continue;
+            };
+            if generation <= to {
+                break;
+            }
+            undos.push(path);
+            reached = previous.map(|previous| (previous, before));
+        }
+        let Some((_, digest)) = reached.filter(|(previous, _)| *previous == to) else {
+            return Ok(None);
+        };
+        let mut incoming = Writer::create(self.dir.join("incoming"))?;
+        let mut after = self.manifest.clone();
+        for path in &undos {
+            journal::read(path, |record| {
+                let Undo::Ops(ops) = checkpoint::decode_undo(path, record)? else {
+                    return Ok(());
+                };
+                for op in &ops {
+                    after.apply(op).map_err(|error| journal::garbled(path, error))?;
+                }
+                incoming.append(&wire::encode(&Frame::Ops(ops)))
+            })?;
+        }
+        if after.digest() != digest {
+            return Err(journal::garbled(
+                &self.dir,
+                "the pre-images do not lead to the generation",
+            ));
+        }
+        incoming.append(&wire::encode(&Frame::Seal {
+            generation: to,
+            digest,
+        }))?;
+        let files = Files::new(&self.dir, to);
+        incoming.commit(&files.redo)?;
+        // The way here is in the journal now; the way forward is not kept.
+        for path in &undos {
+            fs::remove_file(path)?;
+        }
+        let before = std::mem::replace(&mut self.manifest, after);
+        self.digest = digest;
+        self.identity.identifiers.current = Some(to);
+        self.identity.digest = Some(digest);
+        self.pending = Some((before, to));
+        self.checkpoint().map_err(io::Error::other)?;
+        self.save()?;
+        Ok(Some(()))
+    }
+}
+
+fn head(path: &Path) -> io::Result<Option<Undo>> {
+    let mut found = BTreeMap::new();
+    // Only the first record is wanted; stopping early is an error to the reader, not to us.
+    let read = journal::read(path, |record| {
+        found.insert((), checkpoint::decode_undo(path, record)?);
+        Err(io::Error::from(io::ErrorKind::Interrupted))
+    });
+    match read {
+        Err(error) if error.kind() != io::ErrorKind::Interrupted => Err(error),
+        _ => Ok(found
+            .remove(&())
+            .filter(|record| matches!(record, Undo::Head { .. }))),
+    }
+}
+
+fn ignore_missing(result: io::Result<()>) -> io::Result<bool> {
+    match result {
+        Ok(()) => Ok(true),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
+        Err(error) => Err(error),
+    }
+}
