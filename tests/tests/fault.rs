@@ -32,7 +32,10 @@ fn a_leak_grows_until_its_host_has_no_memory_left_and_it_is_killed() -> Result<(
     let mut leak = Running::fault(program(), &host, &Plan::Leak { kib_s: 64 * 1024 })?;
     wait_for("the leak to be killed", LONG, || leak.ended().then_some(()))?;
     assert!(leak.when(Event::Started).is_some());
-    assert!(leak.when(Event::Reached).is_none(), "a leak has no end of its own");
+    assert!(
+        leak.when(Event::Reached).is_none(),
+        "a leak has no end of its own"
+    );
     Ok(())
 }
 

@@ -113,18 +113,28 @@ impl KernelGate {
     /// # Errors
     /// [`GateError`]; what was in force before still is.
     pub fn guard(&self, guard: &Guard) -> Result<(), GateError> {
-        self.arm(guard.address)?;
+        self.guard_interface(guard.address, &guard.interface)?;
         let mut inner = self.lock();
-        // Programs must find these maps at their pins, not make their own.
-        self.repin_maps(&inner.bpf, &mut Vec::new())?;
-        if !inner.interfaces.contains_key(&guard.interface) {
-            let attached = self.attach_interface(&guard.interface)?;
-            inner.interfaces.insert(guard.interface.clone(), attached);
-        }
         let known = inner.cgroups.get(&guard.address);
         if known.is_none_or(|known| known.cgroup != guard.cgroup) {
             let attached = self.attach_cgroup(guard.address, &guard.cgroup)?;
             inner.cgroups.insert(guard.address, attached);
+        }
+        Ok(())
+    }
+
+    /// The part of [`Self::guard`] that needs no workload on this host.
+    ///
+    /// # Errors
+    /// [`GateError`]; what was in force before still is.
+    pub fn guard_interface(&self, address: Ipv4Addr, interface: &str) -> Result<(), GateError> {
+        self.arm(address)?;
+        let mut inner = self.lock();
+        // Programs must find these maps at their pins, not make their own.
+        self.repin_maps(&inner.bpf, &mut Vec::new())?;
+        if !inner.interfaces.contains_key(interface) {
+            let attached = self.attach_interface(interface)?;
+            inner.interfaces.insert(interface.to_owned(), attached);
         }
         Ok(())
     }

@@ -92,6 +92,8 @@ pub enum GateError {
 }
 
 #[cfg(test)]
+mod reset_tests;
+#[cfg(test)]
 pub(crate) mod testnet;
 #[cfg(test)]
 mod tests;
