@@ -89,9 +89,9 @@ impl KernelTracker {
         })
     }
 
-    /// Nanoseconds and runs of the kernel programs; zero unless the kernel keeps such statistics
+    /// Nanoseconds and runs of each kernel program; zero unless the kernel keeps such statistics
     /// (`kernel.bpf_stats_enabled`).
-    pub fn run_time(&self) -> Result<(u64, u64), TrackError> {
+    pub fn run_time(&self) -> Result<Vec<(String, u64, u64)>, TrackError> {
         self.programs.run_time()
     }
 

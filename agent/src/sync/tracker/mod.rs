@@ -42,6 +42,7 @@ mod pages;
 mod programs;
 mod rearm;
 mod records;
+mod syscall;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsString;

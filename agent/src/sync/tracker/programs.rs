@@ -3,8 +3,6 @@
 //! Invariants: all programs attach or none stays; the retired maps are read only after every program
 //! that could still mark in them has left.
 
-use std::io;
-use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, AsRawFd};
 use std::sync::atomic::{Ordering, fence};
 
@@ -14,6 +12,7 @@ use aya::{Ebpf, EbpfLoader, Pod};
 use understudy_common::abi::dirty::{ChunkKey, DirtyCounters, Note, Watch, WatchKey};
 
 use super::TrackError;
+use super::syscall::{ProgramInfo, drain, program_info};
 use crate::btf::{Btf, BtfError};
 
 /// Program → tracepoint. Without the direct ones a direct write would go unseen, so a kernel older
@@ -38,8 +37,6 @@ const FAULTS: [(&str, &str); 2] = [
     ("map_pages", "mm_filemap_map_pages"),
 ];
 
-/// Entries that one system call takes out of a map.
-const BATCH: usize = 4096;
 /// Looks at the processors before a retired epoch is given up; each takes a few microseconds and a
 /// program stays for less than one.
 const SETTLE_TRIES_MAX: u32 = 100_000;
@@ -224,26 +221,20 @@ impl Programs {
 
     /// Events that the kernel did not pass on, because a program was interrupted by its own event.
     pub fn missed(&self) -> Result<u64, TrackError> {
-        Ok(self.infos()?.iter().map(|info| info.recursion_misses).sum())
+        Ok(self.infos()?.iter().map(|(_, info)| info.recursion_misses).sum())
     }
 
-    /// Nanoseconds and runs of all programs; zero unless the kernel keeps such statistics.
-    pub fn run_time(&self) -> Result<(u64, u64), TrackError> {
-        Ok(self.infos()?.iter().fold((0, 0), |(ns, runs), info| {
-            (ns + info.run_time_ns, runs + info.run_cnt)
-        }))
+    /// Nanoseconds and runs of each program; zero unless the kernel keeps such statistics.
+    pub fn run_time(&self) -> Result<Vec<(String, u64, u64)>, TrackError> {
+        let name = |(name, info): (&str, ProgramInfo)| (name.to_owned(), info.run_time_ns, info.run_cnt);
+        Ok(self.infos()?.into_iter().map(name).collect())
     }
 
-    fn infos(&self) -> Result<Vec<ProgramInfo>, TrackError> {
+    fn infos(&self) -> Result<Vec<(&str, ProgramInfo)>, TrackError> {
         self.ebpf
             .programs()
-            .filter_map(|(_, program)| program.fd().ok())
-            .map(|fd| {
-                program_info(fd.as_fd().as_raw_fd()).map_err(|source| TrackError::Io {
-                    what: "reading a kernel program's figures",
-                    source,
-                })
-            })
+            .filter_map(|(name, program)| Some((name, program.fd().ok()?)))
+            .map(|(name, fd)| Ok((name, program_info(fd.as_fd().as_raw_fd())?)))
             .collect()
     }
 }
@@ -267,108 +258,5 @@ fn hash(ebpf: &mut Ebpf, name: &str) -> Result<MapData, TrackError> {
     match ebpf.take_map(name) {
         Some(Map::HashMap(data)) => Ok(data),
         _ => Err(missing(name)),
-    }
-}
-
-/// `bpf_attr` of the batch commands.
-#[repr(C)]
-struct BatchAttr {
-    in_batch: u64,
-    out_batch: u64,
-    keys: u64,
-    values: u64,
-    count: u32,
-    map_fd: u32,
-    elem_flags: u64,
-    flags: u64,
-}
-
-/// `bpf_attr` of `BPF_OBJ_GET_INFO_BY_FD`.
-#[repr(C)]
-struct InfoAttr {
-    fd: u32,
-    len: u32,
-    info: u64,
-}
-
-/// The start of the kernel's `bpf_prog_info`.
-#[repr(C)]
-#[derive(Clone, Copy)]
-struct ProgramInfo {
-    unused: [u64; 24],
-    run_time_ns: u64,
-    run_cnt: u64,
-    recursion_misses: u64,
-}
-
-const _: () = assert!(size_of::<ProgramInfo>() == 216);
-
-/// # Safety
-/// `attr` is what the command takes, and what it points at is as long as it says.
-unsafe fn bpf<T>(command: libc::c_long, attr: &mut T) -> io::Result<()> {
-    // SAFETY: the caller's.
-    match unsafe { libc::syscall(libc::SYS_bpf, command, attr as *mut T, size_of::<T>()) } {
-        -1 => Err(io::Error::last_os_error()),
-        _ => Ok(()),
-    }
-}
-
-fn program_info(fd: i32) -> io::Result<ProgramInfo> {
-    const BPF_OBJ_GET_INFO_BY_FD: libc::c_long = 15;
-    let mut info = ProgramInfo {
-        unused: [0; 24],
-        run_time_ns: 0,
-        run_cnt: 0,
-        recursion_misses: 0,
-    };
-    let mut attr = InfoAttr {
-        fd: fd as u32,
-        len: size_of::<ProgramInfo>() as u32,
-        info: &raw mut info as u64,
-    };
-    // SAFETY: `info` is as long as `len` says, and zero, so that the kernel writes nowhere else.
-    unsafe { bpf(BPF_OBJ_GET_INFO_BY_FD, &mut attr)? };
-    Ok(info)
-}
-
-/// Looks up and deletes everything in a hash map. No program uses the map meanwhile.
-fn drain<K: Copy, V: Copy>(map: &MapData, mut each: impl FnMut(K, V)) -> Result<(), TrackError> {
-    const BPF_MAP_LOOKUP_AND_DELETE_BATCH: libc::c_long = 25;
-    let mut keys: Vec<MaybeUninit<K>> = vec![MaybeUninit::uninit(); BATCH];
-    let mut values: Vec<MaybeUninit<V>> = vec![MaybeUninit::uninit(); BATCH];
-    let mut place = [0u64; 2];
-    let mut first = true;
-    loop {
-        let place_at = place.as_mut_ptr() as u64;
-        let mut attr = BatchAttr {
-            in_batch: if first { 0 } else { place_at },
-            out_batch: place_at,
-            keys: keys.as_mut_ptr() as u64,
-            values: values.as_mut_ptr() as u64,
-            count: BATCH as u32,
-            map_fd: map.fd().as_fd().as_raw_fd() as u32,
-            elem_flags: 0,
-            flags: 0,
-        };
-        // SAFETY: the buffers hold `count` entries of the map's key and value types.
-        let result = unsafe { bpf(BPF_MAP_LOOKUP_AND_DELETE_BATCH, &mut attr) };
-        let done = match result {
-            Ok(()) => false,
-            Err(error) if error.raw_os_error() == Some(libc::ENOENT) => true,
-            Err(source) => {
-                return Err(TrackError::Io {
-                    what: "reading the marks of a retired epoch",
-                    source,
-                });
-            }
-        };
-        for at in 0..(attr.count as usize).min(BATCH) {
-            // SAFETY: the kernel filled `count` entries, and any bytes are a valid record.
-            unsafe { each(keys[at].assume_init(), values[at].assume_init()) };
-        }
-        if done {
-            return Ok(());
-        }
-        first = false;
     }
 }

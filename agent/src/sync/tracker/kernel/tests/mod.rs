@@ -4,6 +4,7 @@
 //! however the test ends, nothing stays.
 
 mod limits;
+mod mappings;
 mod names;
 mod stress;
 mod writes;
@@ -149,6 +150,12 @@ fn pages(set: &DirtySet, file: &File) -> Vec<u64> {
         .byte_ranges(size)
         .flat_map(|bytes| bytes.start / PAGE..bytes.end.div_ceil(PAGE))
         .collect()
+}
+
+fn everything_from(page: u64) -> PageSet {
+    let mut set = PageSet::new();
+    set.insert(page..PageSet::END);
+    set
 }
 
 /// A shared writable mapping of a whole file.
