@@ -9,7 +9,7 @@ use understudy_common::units::{BasisPoints, BootTime};
 use understudy_common::wire::{Order, Refusal, Response};
 
 use super::requests::{Answer, Waiter};
-use super::{Leading, ORDER_EVERY, Output, PROPOSALS_MAX, Replica};
+use super::{Leading, ORDER_EVERY, Output, PROPOSALS_MAX, Replica, TICK};
 use crate::plan::{self, Act, Facts, Proposal};
 use crate::state::{Change, Command, Outcome, orders_for};
 
@@ -28,6 +28,8 @@ impl Leading {
             steps: BTreeMap::new(),
             sent: BTreeMap::new(),
             confirmed: VecDeque::new(),
+            orders_at: now,
+            orders_index: 0,
             calm_at: now,
         }
     }
@@ -220,6 +222,11 @@ impl Replica {
             return;
         }
         let Some(leading) = &mut self.leading else { return };
+        if leading.orders_index == self.state.index && now < leading.orders_at {
+            return;
+        }
+        leading.orders_index = self.state.index;
+        leading.orders_at = now + TICK;
         let mut due: Vec<(HostId, Order)> = Vec::new();
         for host in self.state.hosts.keys() {
             let boot = self.state.hosts[host].boot;

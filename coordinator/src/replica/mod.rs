@@ -21,7 +21,7 @@ mod status;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;
 
-use raft::eraftpb::{ConfState, Entry, HardState, Message, MessageType, Snapshot};
+use raft::eraftpb::{ConfState, MessageType};
 use raft::{Config, RawNode, ReadOnlyOption, StateRole};
 use understudy_common::id::{CoordinatorId, HostId, ServiceId};
 use understudy_common::lease::LeaseTimes;
@@ -33,6 +33,7 @@ use crate::plan::Seen;
 use crate::state::State;
 use mirror::Mirror;
 use persist::Flight;
+pub use raft::eraftpb::{Entry, HardState, Message, Snapshot};
 use requests::Waiter;
 
 /// raft's tick.
@@ -171,6 +172,10 @@ struct Leading {
     sent: BTreeMap<(HostId, ServiceId), (u64, BootTime)>,
     /// Confirmed rounds whose index is not applied yet: index, round.
     confirmed: VecDeque<(u64, u64)>,
+    /// When orders are looked at again even if the state does not change.
+    orders_at: BootTime,
+    /// The state that orders were last derived from.
+    orders_index: u64,
     /// When hosts in safe mode were last counted calm, for want of a model.
     calm_at: BootTime,
 }
