@@ -2,11 +2,13 @@
 
 use serde_json::{Value, json};
 
+use crate::forecast::Prediction;
+
 /// The replica's status with what only this process knows.
-pub fn status(document: &str) -> String {
+pub(crate) fn status(document: &str, prediction: &Prediction) -> String {
     let Ok(mut status) = serde_json::from_str::<Value>(document) else {
         return document.to_owned();
     };
-    status["prediction"] = json!({ "state": "off", "why": "this coordinator has no predictor" });
+    status["prediction"] = json!(prediction);
     status.to_string()
 }

@@ -1,4 +1,4 @@
-//! The event loop that owns the replica, its log and the beacon window.
+//! The event loop that owns the replica and its log.
 //!
 //! Invariants: the `select` only picks; state changes in [`Core::handle`], synchronously and under
 //! this one owner. Outputs leave through [`drain`] alone. Every request is answered, with `Busy`
@@ -8,18 +8,17 @@ use std::collections::BTreeMap;
 
 use raft::eraftpb::Message;
 use tokio::sync::{mpsc, oneshot};
-use understudy_common::beacon::Beacon;
 use understudy_common::id::{CoordinatorId, HostId};
 use understudy_common::identity::Principal;
-use understudy_common::units::BootTime;
+use understudy_common::units::{BasisPoints, BootTime};
 use understudy_common::wire::{Operate, Refusal, Request, Response};
 
 use crate::api;
 use crate::clock::{boot_now, wall_ms};
+use crate::forecast::{self, Prediction, Tick};
 use crate::net::Outbox;
 use crate::replica::{Output, Replica, RequestId};
 use crate::storage::{Storage, StorageError, drain};
-use crate::window::Window;
 
 /// Events that wait for the loop. Requests beyond are answered `Busy`, raft messages dropped.
 pub const EVENTS_MAX: usize = 4_096;
@@ -46,7 +45,8 @@ pub enum Event {
         snapshot: bool,
     },
     HostGone(HostId),
-    Beacon(Beacon),
+    /// What the model says in this tick.
+    Scores(Tick),
 }
 
 struct Pending {
@@ -57,18 +57,20 @@ struct Pending {
 pub struct Core {
     replica: Replica,
     storage: Storage,
-    window: Window,
+    prediction: Prediction,
+    threshold: Option<BasisPoints>,
     outbox: Outbox,
     pending: BTreeMap<RequestId, Pending>,
     last_request: u64,
 }
 
 impl Core {
-    pub fn new(replica: Replica, storage: Storage, outbox: Outbox) -> Self {
+    pub fn new(replica: Replica, storage: Storage, outbox: Outbox, prediction: Prediction) -> Self {
         Self {
             replica,
             storage,
-            window: Window::default(),
+            threshold: prediction.threshold_bp,
+            prediction,
             outbox,
             pending: BTreeMap::new(),
             last_request: 0,
@@ -114,9 +116,10 @@ impl Core {
             Event::Message { from, message } => self.replica.handle_message(now, from, message),
             Event::Undelivered { to, snapshot } => self.replica.handle_undelivered(now, to, snapshot),
             Event::HostGone(host) => self.replica.handle_host_gone(now, host),
-            Event::Beacon(beacon) => {
-                if let Err(full) = self.window.push(beacon) {
-                    tracing::warn!("{full}");
+            Event::Scores(tick) => {
+                forecast::follow(&mut self.prediction, self.threshold, &tick);
+                if let Ok(scores) = tick {
+                    self.replica.handle_scores(now, wall_ms(), &scores);
                 }
             }
         }
@@ -133,7 +136,10 @@ impl Core {
         if status && self.replica.leader().is_none() {
             // Nobody else knows better: this one tells what it sees.
             let document = self.replica.status(now).to_string();
-            answer(reply, Response::Document(api::status(&document)));
+            answer(
+                reply,
+                Response::Document(api::status(&document, &self.prediction)),
+            );
             return;
         }
         if self.pending.len() == PENDING_MAX {
@@ -152,6 +158,7 @@ impl Core {
             storage,
             outbox,
             pending,
+            prediction,
             ..
         } = self;
         drain(replica, storage, boot_now, |output| match output {
@@ -165,7 +172,7 @@ impl Core {
                     waiting.reply,
                     match response {
                         Response::Document(document) if waiting.status => {
-                            Response::Document(api::status(&document))
+                            Response::Document(api::status(&document, prediction))
                         }
                         other => other,
                     },

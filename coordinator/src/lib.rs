@@ -9,6 +9,7 @@
 //! | `storage` | the raft log on disk, and persist-before-send | know what entries mean |
 //! | `window` | the last beacons of each host | read a clock |
 //! | `coordinator` | the loop that owns the replica | await while state is half changed |
+//! | `forecast` | the thread that runs the model | hold up the loop |
 //! | `net`, `api` | links, streams, queues; documents | decide anything |
 //! | `authority` | the cluster's CA | touch the disk |
 //! | `config` | files that people write, validated | guess or clamp |
@@ -20,6 +21,7 @@ pub mod cli;
 pub mod clock;
 pub mod config;
 pub mod coordinator;
+mod forecast;
 pub mod lease;
 mod net;
 pub mod plan;

@@ -10,9 +10,9 @@ use understudy_transport::Endpoint;
 use crate::clock::boot_now;
 use crate::config::CoordinatorConfig;
 use crate::coordinator::{Core, EVENTS_MAX};
-use crate::net;
 use crate::replica::{Replica, ReplicaError, Settings};
 use crate::storage::{Storage, StorageError};
+use crate::{forecast, net};
 
 #[derive(Debug, thiserror::Error)]
 pub enum RunError {
@@ -20,6 +20,8 @@ pub enum RunError {
     Storage(#[from] StorageError),
     #[error(transparent)]
     Replica(#[from] ReplicaError),
+    #[error("cannot start a thread: {0}")]
+    Thread(std::io::Error),
 }
 
 /// Runs a coordinator on a bound endpoint. It stops when it fails or the future is dropped.
@@ -28,13 +30,26 @@ pub enum RunError {
 /// [`RunError`] in plain words.
 pub async fn run(config: CoordinatorConfig, endpoint: Endpoint) -> Result<(), RunError> {
     let (storage, durable) = Storage::open(&config.data_dir)?;
-    let settings = Settings::new(config.id, config.members.iter().map(|member| member.id).collect());
+    let (predictor, prediction) = forecast::load(config.prediction.as_ref());
+    let mut settings = Settings::new(config.id, config.members.iter().map(|member| member.id).collect());
+    settings.threshold = prediction.threshold_bp;
     let replica = Replica::new(settings, durable, boot_now(), random())?;
     let (events, queue) = mpsc::channel(EVENTS_MAX);
+    let beacons = predictor
+        .map(|predictor| forecast::start(predictor, events.clone()))
+        .transpose()
+        .map_err(RunError::Thread)?;
     let mut tasks = JoinSet::new();
-    let outbox = net::start(&endpoint, config.id, &config.members, &events, &mut tasks);
+    let outbox = net::start(
+        &endpoint,
+        config.id,
+        &config.members,
+        &events,
+        beacons,
+        &mut tasks,
+    );
     tracing::info!(id = %config.id, listen = %config.listen, term = replica.term(), "runs");
-    Core::new(replica, storage, outbox).run(queue).await?;
+    Core::new(replica, storage, outbox, prediction).run(queue).await?;
     Ok(())
 }
 

@@ -2,9 +2,11 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::mpsc::SyncSender;
 
 use tokio::sync::{Semaphore, mpsc, oneshot};
 use tokio::task::JoinSet;
+use understudy_common::beacon::Beacon;
 use understudy_common::id::{CoordinatorId, HostId};
 use understudy_common::identity::Principal;
 use understudy_common::wire::StreamKind;
@@ -21,13 +23,21 @@ const LINKS_MAX: usize = 8_192;
 struct Server {
     events: mpsc::Sender<Event>,
     hosts: mpsc::Sender<HostEvent>,
+    /// None: nobody predicts.
+    beacons: Option<SyncSender<Beacon>>,
     numbers: Arc<AtomicU64>,
 }
 
-pub(super) async fn run(endpoint: Endpoint, events: mpsc::Sender<Event>, hosts: mpsc::Sender<HostEvent>) {
+pub(super) async fn run(
+    endpoint: Endpoint,
+    events: mpsc::Sender<Event>,
+    hosts: mpsc::Sender<HostEvent>,
+    beacons: Option<SyncSender<Beacon>>,
+) {
     let server = Server {
         events,
         hosts,
+        beacons,
         numbers: Arc::default(),
     };
     let room = Arc::new(Semaphore::new(LINKS_MAX));
@@ -99,10 +109,10 @@ impl Server {
                 },
                 stream = link.accept_uni() => match stream {
                     Ok(stream) => {
-                        let events = self.events.clone();
+                        let server = self.clone();
                         streams.spawn(async move {
                             let outcome = match stream.kind().await {
-                                Ok((kind, frames)) => uni(who, kind, frames, &events).await,
+                                Ok((kind, frames)) => server.uni(who, kind, frames).await,
                                 Err(error) => Err(error),
                             };
                             report(who, outcome);
@@ -114,6 +124,21 @@ impl Server {
             }
         }
     }
+
+    async fn uni(
+        &self,
+        who: Principal,
+        kind: StreamKind,
+        frames: FrameReceiver,
+    ) -> Result<(), TransportError> {
+        match (who, kind) {
+            (Principal::Coordinator(from), StreamKind::Raft) => raft(from, frames, &self.events).await,
+            (Principal::Host(host), StreamKind::Beacon) => {
+                beacons::serve(host, frames, self.beacons.as_ref()).await
+            }
+            _ => Err(TransportError::UnknownStream(kind as u8)),
+        }
+    }
 }
 
 /// A stream that ended with its link is no news.
@@ -122,19 +147,6 @@ fn report(who: Principal, outcome: Result<(), TransportError>) {
         Ok(()) => {}
         Err(error @ TransportError::Closed(_)) => tracing::debug!(%who, %error, "a stream ended"),
         Err(error) => tracing::warn!(%who, %error, "closed a stream"),
-    }
-}
-
-async fn uni(
-    who: Principal,
-    kind: StreamKind,
-    frames: FrameReceiver,
-    events: &mpsc::Sender<Event>,
-) -> Result<(), TransportError> {
-    match (who, kind) {
-        (Principal::Coordinator(from), StreamKind::Raft) => raft(from, frames, events).await,
-        (Principal::Host(host), StreamKind::Beacon) => beacons::serve(host, frames, events).await,
-        _ => Err(TransportError::UnknownStream(kind as u8)),
     }
 }
 

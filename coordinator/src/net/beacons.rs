@@ -1,18 +1,17 @@
 //! A host's beacons. A host speaks only for itself.
 
-use tokio::sync::mpsc;
-use understudy_common::beacon::BeaconDecoder;
+use std::sync::mpsc::SyncSender;
+
+use understudy_common::beacon::{Beacon, BeaconDecoder};
 use understudy_common::id::HostId;
 use understudy_common::identity::Principal;
 use understudy_common::wire::DecodeError;
 use understudy_transport::{FrameReceiver, TransportError};
 
-use crate::coordinator::Event;
-
 pub(super) async fn serve(
     host: HostId,
     mut frames: FrameReceiver,
-    events: &mpsc::Sender<Event>,
+    forecast: Option<&SyncSender<Beacon>>,
 ) -> Result<(), TransportError> {
     let mut decoder = BeaconDecoder::default();
     while let Some(frame) = frames.receive().await? {
@@ -26,8 +25,8 @@ pub(super) async fn serve(
                 found: Principal::Host(host).to_string(),
             });
         }
-        if events.try_send(Event::Beacon(beacon)).is_err() {
-            tracing::debug!(%host, "dropped a beacon: the loop is behind");
+        if forecast.is_some_and(|forecast| forecast.try_send(beacon).is_err()) {
+            tracing::debug!(%host, "dropped a beacon: the forecast is behind");
         }
     }
     Ok(())

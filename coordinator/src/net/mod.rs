@@ -10,10 +10,12 @@ mod peers;
 mod rpc;
 
 use std::collections::BTreeMap;
+use std::sync::mpsc::SyncSender;
 
 use raft::eraftpb::Message;
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
+use understudy_common::beacon::Beacon;
 use understudy_common::id::{CoordinatorId, HostId};
 use understudy_common::wire::Order;
 use understudy_transport::Endpoint;
@@ -63,11 +65,17 @@ pub fn start(
     me: CoordinatorId,
     members: &[Member],
     events: &mpsc::Sender<Event>,
+    beacons: Option<SyncSender<Beacon>>,
     tasks: &mut JoinSet<()>,
 ) -> Outbox {
     let (hosts, host_events) = mpsc::channel(HOST_QUEUE_MAX);
     tasks.spawn(hosts::run(host_events));
-    tasks.spawn(accept::run(endpoint.clone(), events.clone(), hosts.clone()));
+    tasks.spawn(accept::run(
+        endpoint.clone(),
+        events.clone(),
+        hosts.clone(),
+        beacons,
+    ));
     let mut peers = BTreeMap::new();
     for member in members.iter().filter(|member| member.id != me) {
         let (queue, messages) = mpsc::channel(PEER_QUEUE_MAX);
