@@ -5,6 +5,10 @@ mod cluster;
 use std::time::Instant;
 
 use cluster::{Cluster, SERVICE, text, wait};
+use understudy_common::identity::Principal;
+use understudy_common::wire::{Operate, Request, Response};
+use understudy_coordinator::config::ClusterConfig;
+use understudy_transport::Endpoint;
 
 #[test]
 fn a_committed_service_survives_the_leaders_death_and_a_restart_of_all() {
@@ -106,12 +110,8 @@ fn the_cli_says_in_plain_words_what_is_wrong() {
         let output = cluster.understudy(args);
         assert!(output.status.success(), "{args:?}: {}", text(&output.stderr));
     }
-    check(
-        &cluster,
-        &["--cluster", "/nowhere.toml", "status"],
-        64,
-        "cannot read /nowhere.toml",
-    );
+    std::fs::remove_file(cluster.path("cluster.toml")).unwrap();
+    check(&cluster, &["status"], 64, "cluster.toml");
 }
 
 #[test]
@@ -145,4 +145,55 @@ fn a_log_full_of_garbage_is_refused_since_it_lost_a_vote() {
     cluster.start(1);
     assert_eq!(cluster.exit_code(1), Some(2));
     assert!(cluster.log(1).contains("has voted in term"), "{}", cluster.log(1));
+}
+
+/// Requests in flight at once while commits are counted.
+const CALLERS: usize = 64;
+
+#[test]
+fn many_operators_at_once_share_the_waits_for_the_disk() {
+    let mut cluster = Cluster::new(3);
+    for n in 1..=3 {
+        cluster.start(n);
+    }
+    let leader = cluster.leader(None);
+    let config = ClusterConfig::read(&cluster.path("cluster.toml")).unwrap();
+    let member = config.coordinators[leader - 1];
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .unwrap();
+    let (done, elapsed) = runtime.block_on(async {
+        let endpoint = Endpoint::bind("127.0.0.1:0".parse().unwrap(), &config.credentials).unwrap();
+        let link = endpoint
+            .dial(member.addr, Principal::Coordinator(member.id))
+            .await
+            .unwrap();
+        let began = Instant::now();
+        let mut callers = tokio::task::JoinSet::new();
+        for _ in 0..CALLERS {
+            let link = link.clone();
+            callers.spawn(async move {
+                let mut done = 0_u64;
+                while began.elapsed() < std::time::Duration::from_secs(2) {
+                    let request = Request::Operate(Operate::Pause {
+                        on: done.is_multiple_of(2),
+                    });
+                    match link.call(&request, cluster::PATIENCE).await {
+                        Ok(Response::Document(_)) => done += 1,
+                        // The leadership may move on a busy machine.
+                        Ok(Response::NotLeader(_)) => {}
+                        other => panic!("{other:?}"),
+                    }
+                }
+                done
+            });
+        }
+        (callers.join_all().await.into_iter().sum::<u64>(), began.elapsed())
+    });
+    println!(
+        "{done} commits in {elapsed:?}: {:.0}/s",
+        done as f64 / elapsed.as_secs_f64()
+    );
+    assert!(done > 0);
 }

@@ -177,7 +177,7 @@ impl Link {
     /// its refusal arrives as the end of a link that seemed fine.
     fn explain(&self, error: TransportError) -> TransportError {
         match (error, self.connection.close_reason()) {
-            (TransportError::Closed(why), Some(reason)) => refused(reason, |_| TransportError::Closed(why)),
+            (TransportError::Closed(_), Some(reason)) => refused(reason, TransportError::Closed),
             (other, _) => other,
         }
     }
