@@ -69,3 +69,29 @@ fn programs(pid: u32) -> Result<BTreeMap<u64, u64>> {
     }
     Ok(found)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_busy_process_costs_more_than_nothing() -> Result<()> {
+        if !crate::shell::is_root() {
+            println!("skipped: measuring kernel programs needs root");
+            return Ok(());
+        }
+        let stop = std::sync::atomic::AtomicBool::new(false);
+        let percent = std::thread::scope(|scope| {
+            scope.spawn(|| {
+                while !stop.load(std::sync::atomic::Ordering::Relaxed) {
+                    std::hint::spin_loop()
+                }
+            });
+            let percent = percent(std::process::id(), Duration::from_secs(1));
+            stop.store(true, std::sync::atomic::Ordering::Relaxed);
+            percent
+        })?;
+        assert!((1.0..=200.0).contains(&percent), "{percent}");
+        Ok(())
+    }
+}

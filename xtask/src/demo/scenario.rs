@@ -10,6 +10,7 @@ use understudy_testbed::fault::{Class, Event, Plan, Running, Seeded};
 use super::cluster::{NAMES, program};
 use super::figures::{self, Ack};
 use super::scene::{COPY_MAX, Scene, ms, until_ns};
+use super::watch::Seen;
 
 const PREPARE_MAX: Duration = Duration::from_secs(60);
 /// Nothing may move while a look-alike is at its worst, and after it.
@@ -277,14 +278,9 @@ pub(super) fn conclude(scene: &mut Scene<'_>, acts: &Acts) {
     scene.measured.raft_commits = seen.commits();
     scene.measured.freeze_ms_p99 = seen.freeze_us_p99.map(|us| us as f64 / 1e3);
     scene.measured.unknown = seen.sync("unknown");
-    let all = seen.events_of("handover-began").count();
-    let wanted = seen
-        .events_of("handover-began")
-        .any(|event| event.host == Some(1) && acts.fault_ns.is_some_and(|began| event.at_ns >= began));
-    let handovers = all - usize::from(wanted);
-    let grants = seen.events_of("granted").count();
-    let due = 1 + usize::from(acts.moved) + usize::from(acts.failed_over);
-    scene.measured.false_moves = Some(handovers.max(grants.saturating_sub(due)) as u64);
+    if !seen.events.is_empty() {
+        scene.measured.false_moves = Some(false_moves(&seen, acts));
+    }
     if let Some(probes) = &mut scene.probes {
         probes.stop();
         scene.measured.split_brain_instants = Some(figures::shared_slots(&probes.accepts()));
@@ -307,6 +303,17 @@ pub(super) fn conclude(scene: &mut Scene<'_>, acts: &Acts) {
     scene.measured.lag_ms_p99 = in_ms(figures::percentile(&mut lags, 0.99));
 }
 
+/// Moves of the service beyond those that the story asked for.
+fn false_moves(seen: &Seen, acts: &Acts) -> u64 {
+    let all = seen.events_of("handover-began").count();
+    let wanted = seen
+        .events_of("handover-began")
+        .any(|event| event.host == Some(1) && acts.fault_ns.is_some_and(|began| event.at_ns >= began));
+    let grants = seen.events_of("granted").count();
+    let due = 1 + usize::from(acts.moved) + usize::from(acts.failed_over);
+    (all - usize::from(wanted)).max(grants.saturating_sub(due)) as u64
+}
+
 /// Median of the whole seconds, so that the outages do not count.
 fn rate(acks: &[Ack]) -> Option<f64> {
     let mut seconds = std::collections::BTreeMap::new();
@@ -315,4 +322,70 @@ fn rate(acks: &[Ack]) -> Option<f64> {
     }
     let mut counts: Vec<u64> = seconds.into_values().collect();
     figures::percentile(&mut counts, 0.5).map(|median| median as f64)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::watch::Event;
+    use super::*;
+
+    fn event(kind: &str, host: u64, at_ns: u64) -> Event {
+        Event {
+            seq: at_ns,
+            at_ns,
+            kind: kind.to_owned(),
+            host: Some(host),
+            text: String::new(),
+        }
+    }
+
+    fn check(acts: &Acts, events: &[(&str, u64, u64)], expected: u64) {
+        let events = events
+            .iter()
+            .map(|(kind, host, at)| event(kind, *host, *at))
+            .collect();
+        assert_eq!(
+            false_moves(
+                &Seen {
+                    events,
+                    ..Seen::default()
+                },
+                acts
+            ),
+            expected
+        );
+    }
+
+    #[test]
+    fn only_moves_that_the_story_asked_for_are_true() {
+        let quiet = Acts::default();
+        let moved = Acts {
+            fault_ns: Some(50),
+            moved: true,
+            ..Acts::default()
+        };
+        let whole = Acts {
+            fault_ns: Some(50),
+            moved: true,
+            failed_over: true,
+            ..Acts::default()
+        };
+        let (first, order) = (("granted", 1, 1), ("handover-began", 1, 60));
+        check(&quiet, &[first], 0);
+        check(&quiet, &[first, ("handover-began", 1, 20), ("granted", 2, 21)], 1);
+        check(&moved, &[first, order, ("granted", 2, 61)], 0);
+        check(&moved, &[first, ("handover-began", 1, 20), ("granted", 2, 21)], 1);
+        check(&whole, &[first, order, ("granted", 2, 61), ("granted", 3, 80)], 0);
+        check(
+            &whole,
+            &[
+                first,
+                order,
+                ("granted", 2, 61),
+                ("granted", 3, 80),
+                ("granted", 1, 90),
+            ],
+            1,
+        );
+    }
 }
