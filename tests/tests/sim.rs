@@ -121,9 +121,15 @@ fn await_condition(
                             .to_string(),
                     )
                 });
+                let state = state.unwrap_or_default();
+                let hosts: Vec<_> = world
+                    .hosts
+                    .iter()
+                    .map(|(id, host)| format!("{id}: {:?} {:?}", host.slots, host.lease))
+                    .collect();
                 return Err(format!(
-                    "not repaired in time: {why}\n{}",
-                    state.unwrap_or_default()
+                    "not repaired in time: {why}\n{state}\n{}",
+                    hosts.join("\n")
                 ));
             }
             Err(_) => {}

@@ -245,6 +245,7 @@ impl Replica {
                 if let Some(leading) = &mut self.leading {
                     leading.steps.clear();
                 }
+                self.observe(now);
                 self.ticked_at = now;
             } else {
                 self.ticked_at = self.ticked_at + TICK * u32::try_from(due).unwrap_or(u32::MAX);

@@ -43,7 +43,7 @@ pub struct Host {
 }
 
 /// Where the host stands with one service: what survives what is told by the group.
-#[derive(Default)]
+#[derive(Debug, Default)]
 pub struct Slot {
     // On disk: survives everything.
     pub sealed: Option<GenerationId>,
