@@ -3,10 +3,11 @@
 //! All coordinators are dialled at once, so that a dead one costs no time. A request that changes
 //! something is never sent again once it may have been taken.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::time::Duration;
 
+use tokio::task::JoinSet;
 use understudy_common::id::CoordinatorId;
 use understudy_common::identity::Principal;
 use understudy_common::wire::{Operate, Refusal, Request, Response};
@@ -52,6 +53,9 @@ pub(super) struct Cluster {
     config: ClusterConfig,
     endpoint: Endpoint,
     links: BTreeMap<CoordinatorId, Link>,
+    /// Under way: they outlast a round, so that a slow one is not begun again and again.
+    dials: JoinSet<(Member, Result<Link, TransportError>)>,
+    dialling: BTreeSet<CoordinatorId>,
     /// Why each coordinator was of no use, newest.
     excuses: BTreeMap<CoordinatorId, String>,
 }
@@ -69,6 +73,8 @@ impl Cluster {
             config,
             endpoint,
             links: BTreeMap::new(),
+            dials: JoinSet::new(),
+            dialling: BTreeSet::new(),
             excuses: BTreeMap::new(),
         })
     }
@@ -133,34 +139,29 @@ impl Cluster {
         }
     }
 
-    /// Dials every coordinator without a link. Returns as soon as one answers, the others when all have.
+    /// Sees to it that every coordinator without a link is being dialled, and takes in what is there.
+    /// Waits long only while there is no link at all: a dead coordinator must not hold up the others.
     async fn dial_missing(&mut self) {
-        let missing: Vec<Member> = self
-            .config
-            .coordinators
-            .iter()
-            .copied()
-            .filter(|member| !self.links.contains_key(&member.id))
-            .collect();
-        let mut dials = tokio::task::JoinSet::new();
-        for member in missing {
-            let endpoint = self.endpoint.clone();
-            dials.spawn(async move {
-                let dial = endpoint.dial(member.addr, Principal::Coordinator(member.id));
-                let outcome = tokio::time::timeout(DIAL, dial)
-                    .await
-                    .unwrap_or(Err(TransportError::Timeout(DIAL)));
-                (member, outcome)
-            });
+        for member in &self.config.coordinators {
+            if !self.links.contains_key(&member.id) && self.dialling.insert(member.id) {
+                let (endpoint, member) = (self.endpoint.clone(), *member);
+                self.dials.spawn(async move {
+                    let dial = endpoint.dial(member.addr, Principal::Coordinator(member.id));
+                    let timeout = Err(TransportError::Timeout(DIAL));
+                    (member, tokio::time::timeout(DIAL, dial).await.unwrap_or(timeout))
+                });
+            }
         }
-        // A dead coordinator must not hold up the others: the slow ones get this long after the first.
-        let mut grace = DIAL + DIAL;
-        while let Ok(Some(joined)) = tokio::time::timeout(grace, dials.join_next()).await {
+        loop {
+            let grace = if self.links.is_empty() { DIAL + DIAL } else { PAUSE };
+            let Ok(Some(joined)) = tokio::time::timeout(grace, self.dials.join_next()).await else {
+                return;
+            };
             let Ok((member, outcome)) = joined else { continue };
+            self.dialling.remove(&member.id);
             match outcome {
                 Ok(link) => {
                     self.links.insert(member.id, link);
-                    grace = PAUSE;
                 }
                 Err(why) => {
                     self.excuses.insert(member.id, format!("{why} ({})", member.addr));
