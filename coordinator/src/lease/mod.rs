@@ -7,6 +7,8 @@
 //! not renewed. Nothing here survives a change of leader: the next one starts at its own election.
 
 mod rounds;
+#[cfg(test)]
+mod tests;
 
 use std::collections::BTreeMap;
 

@@ -10,6 +10,8 @@ mod command;
 mod events;
 mod orders;
 mod snapshot;
+#[cfg(test)]
+mod tests;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;

@@ -1,0 +1,136 @@
+use proptest::prelude::*;
+use understudy_common::id::{Epoch, HostId, ServiceId};
+use understudy_common::spec::RawServiceSpec;
+use understudy_common::units::BasisPoints;
+use understudy_common::wire::{Inventory, Role};
+
+use super::{Change, Command, GrantReason, Outcome, State, orders_for};
+
+const KV: ServiceId = ServiceId(1);
+
+fn register(host: u32, boot: u128) -> Change {
+    Change::RegisterHost {
+        host: HostId(host),
+        name: format!("h{host}"),
+        boot,
+        addr: ([10, 0, 0, host as u8], 7401).into(),
+        version: "1".to_owned(),
+        inventory: Inventory::default(),
+    }
+}
+
+fn declare() -> Change {
+    let toml = r#"
+        name = "kv"
+        paths = ["/srv/kv"]
+        address = "10.0.9.1/24"
+        interface = "eth0"
+        hosts = [1, 2, 3]
+        workload = { start = ["/bin/kv"], health = { tcp = "127.0.0.1:1" } }
+    "#;
+    let raw: RawServiceSpec = toml::from_str(toml).expect("a declaration");
+    Change::ApplyService(raw.try_into().expect("a valid one"))
+}
+
+fn grant(epoch: u64, holder: u32, reason: GrantReason) -> Change {
+    Change::Grant {
+        service: KV,
+        epoch: Epoch(epoch),
+        holder: HostId(holder),
+        boot: 1,
+        from: None,
+        reason,
+    }
+}
+
+fn apply(state: &mut State, change: Change) -> Outcome {
+    let index = state.index + 1;
+    state.apply(index, &Command { at_ms: 7, change }.encode())
+}
+
+/// Three hosts, one service that host 1 serves in epoch 1, host 2 in the promotable set.
+fn served() -> State {
+    let mut state = State::default();
+    let service = KV;
+    let (epoch, host) = (Epoch(1), HostId(2));
+    for change in [
+        register(1, 1),
+        register(2, 1),
+        register(3, 1),
+        declare(),
+        grant(1, 1, GrantReason::First),
+        Change::Served { service, epoch },
+        Change::AddShadow { service, host },
+        Change::ShadowReady { service, epoch, host },
+    ] {
+        assert_eq!(apply(&mut state, change), Outcome::Applied);
+    }
+    state
+}
+
+#[test]
+fn only_the_next_epoch_is_granted() {
+    for epoch in [0, 1, 3, u64::MAX] {
+        let mut state = served();
+        let outcome = apply(&mut state, grant(epoch, 2, GrantReason::LeaseEnded));
+        assert!(matches!(outcome, Outcome::Refused(_)), "{epoch}");
+        assert_eq!(state.services[&KV].epoch, Epoch(1));
+    }
+    let mut state = served();
+    assert_eq!(
+        apply(&mut state, grant(2, 2, GrantReason::LeaseEnded)),
+        Outcome::Applied
+    );
+}
+
+#[test]
+fn no_host_outside_the_promotable_set_is_promoted() {
+    let mut state = served();
+    let outcome = apply(&mut state, grant(2, 3, GrantReason::LeaseEnded));
+    assert!(matches!(outcome, Outcome::Refused(_)));
+}
+
+#[test]
+fn a_rebooted_shadow_leaves_the_promotable_set_and_a_rebooted_holder_serves_nobody() {
+    let mut state = served();
+    apply(&mut state, register(2, 9));
+    assert!(state.services[&KV].shadows.is_empty());
+    apply(&mut state, register(1, 9));
+    assert_eq!(orders_for(&state, HostId(1))[0].role, Role::Idle);
+}
+
+#[test]
+fn a_new_order_has_a_higher_revision() {
+    let mut state = served();
+    let before = orders_for(&state, HostId(2))[0].revision;
+    apply(&mut state, grant(2, 2, GrantReason::LeaseEnded));
+    let order = &orders_for(&state, HostId(2))[0];
+    assert!(order.revision > before && matches!(order.role, Role::Serve { .. }));
+}
+
+proptest! {
+    #[test]
+    fn garbage_changes_nothing_and_is_counted(bytes in prop::collection::vec(any::<u8>(), 1..200)) {
+        prop_assume!(Command::decode(&bytes).is_err());
+        let mut state = served();
+        let before = state.clone();
+        prop_assert_eq!(state.apply(before.index + 1, &bytes), Outcome::Garbage);
+        prop_assert_eq!(state.garbage, before.garbage + 1);
+        state.garbage = before.garbage;
+        state.index = before.index;
+        prop_assert_eq!(state, before);
+    }
+
+    #[test]
+    fn a_snapshot_continues_like_the_log(risks in prop::collection::vec((1_u32..4, 0_u16..10_000), 0..20)) {
+        let mut replayed = served();
+        let mut restored = State::from_snapshot(&replayed.to_snapshot()).expect("a snapshot");
+        for (host, risk) in risks {
+            let change = Change::Risks(vec![(HostId(host), BasisPoints(risk))]);
+            apply(&mut replayed, change.clone());
+            apply(&mut restored, change);
+        }
+        prop_assert_eq!(replayed.digest(), restored.digest());
+        prop_assert_eq!(replayed, restored);
+    }
+}
