@@ -5,13 +5,21 @@
 
 mod checkpoint;
 mod content;
+mod cutter;
+mod drive;
 mod identity;
 mod journal;
 mod placement;
+mod primary;
 pub mod roots;
 pub mod scan;
 pub mod shadow;
+mod shipper;
 pub mod store;
 pub mod tracker;
 
+pub use primary::{Primary, PrimaryError, PrimarySettings, PrimaryStatus};
 pub use shadow::{Promoted, Shadow, ShadowError, ShadowSettings, ShadowStatus};
+
+#[cfg(test)]
+mod tests;

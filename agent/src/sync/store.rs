@@ -47,6 +47,14 @@ struct Incoming {
     bytes: u64,
 }
 
+/// A sealed generation that is not in the files yet.
+#[derive(Debug)]
+struct Pending {
+    before: Manifest,
+    previous: Option<GenerationId>,
+    generation: GenerationId,
+}
+
 #[derive(Debug)]
 pub struct Store {
     service: ServiceId,
@@ -58,8 +66,7 @@ pub struct Store {
     digest: Digest,
     copy: CopyState,
     incoming: Option<Incoming>,
-    /// Manifest before the sealed generation that is not applied yet.
-    pending: Option<(Manifest, GenerationId)>,
+    pending: Option<Pending>,
     figures: SyncFigures,
 }
 
@@ -138,7 +145,17 @@ impl Store {
             let files = Files::new(&self.dir, generation);
             if !files.undo.exists() {
                 let before = self.roots.hash_all()?;
-                self.prepare(&files, &before, generation, digest)?;
+                let previous = self
+                    .listed("undo")?
+                    .last()
+                    .map(|path| head(path))
+                    .transpose()?
+                    .flatten();
+                let previous = previous.and_then(|head| match head {
+                    Undo::Head { generation, .. } => Some(generation),
+                    Undo::Metas(_) | Undo::Ops(_) => None,
+                });
+                self.prepare(&files, &before, (previous, generation), digest)?;
             }
             checkpoint::apply(&files, &self.roots)?;
             tracing::info!(service = %self.service, %generation, "finished the checkpoint that a stop interrupted");
@@ -283,7 +300,11 @@ impl Store {
                     .and_then(|()| incoming.out.commit(&redo))
                     .map_err(|source| self.disk(source))?;
                 let before = std::mem::replace(&mut self.manifest, incoming.manifest);
-                self.pending = Some((before, generation));
+                self.pending = Some(Pending {
+                    before,
+                    previous: self.generation(),
+                    generation,
+                });
                 self.digest = digest;
                 self.identity.identifiers.advance(generation);
                 self.identity.digest = Some(digest);
@@ -299,12 +320,17 @@ impl Store {
     /// # Errors
     /// [`StoreError::Disk`]; the sealed generation stays in the journal.
     pub fn checkpoint(&mut self) -> Result<(), StoreError> {
-        let Some((before, generation)) = self.pending.take() else {
+        let Some(Pending {
+            before,
+            previous,
+            generation,
+        }) = self.pending.take()
+        else {
             return Ok(());
         };
         let files = Files::new(&self.dir, generation);
         let done = (|| {
-            self.prepare(&files, &before, generation, self.digest)?;
+            self.prepare(&files, &before, (previous, generation), self.digest)?;
             checkpoint::apply(&files, &self.roots)?;
             if self.identity.diverging {
                 self.identity.diverging = false;
@@ -324,7 +350,7 @@ impl Store {
         &mut self,
         files: &Files,
         before: &Manifest,
-        generation: GenerationId,
+        (previous, generation): (Option<GenerationId>, GenerationId),
         digest: Digest,
     ) -> io::Result<()> {
         if self.identity.diverging {
@@ -336,16 +362,6 @@ impl Store {
                 .apply(&op)
                 .map_err(|error| journal::garbled(&files.redo, error))
         })?;
-        let previous = self
-            .listed("undo")?
-            .last()
-            .map(|path| head(path))
-            .transpose()?
-            .flatten();
-        let previous = previous.and_then(|head| match head {
-            Undo::Head { generation, .. } => Some(generation),
-            Undo::Metas(_) | Undo::Ops(_) => None,
-        });
         let head = Undo::Head {
             generation,
             previous,
@@ -479,17 +495,23 @@ impl Store {
         }))?;
         let files = Files::new(&self.dir, to);
         incoming.commit(&files.redo)?;
-        // The way here is in the journal now; the way forward is not kept.
-        for path in &undos {
+        // The way here is in the journal now; neither the way forward nor the way further back is kept.
+        for path in self.listed("undo")? {
             fs::remove_file(path)?;
         }
         let before = std::mem::replace(&mut self.manifest, after);
         self.digest = digest;
         self.identity.identifiers.current = Some(to);
         self.identity.digest = Some(digest);
-        self.pending = Some((before, to));
+        self.pending = Some(Pending {
+            before,
+            previous: None,
+            generation: to,
+        });
         self.checkpoint().map_err(io::Error::other)?;
         self.save()?;
+        // It would lead forward again.
+        fs::remove_file(&files.undo)?;
         Ok(Some(()))
     }
 }

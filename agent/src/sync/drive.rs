@@ -1,0 +1,367 @@
+//! The engine thread: when to cut, what to ship, what was acknowledged.
+
+use std::collections::BTreeMap;
+use std::sync::mpsc as engine;
+use std::time::{Duration, Instant};
+use std::{fs, io};
+
+use tokio::sync::{oneshot, watch};
+use understudy_common::delta::{Answer, Digest};
+use understudy_common::id::{GenerationId, HostId, ServiceId};
+use understudy_common::wire::FinalCut;
+
+use super::cutter::Cutter;
+use super::identity;
+use super::primary::{PrimaryError, PrimarySettings, PrimaryStatus};
+use super::roots::Roots;
+use super::shipper::{Cut, Pipe, Shipper};
+
+/// Bounds of the pause between two cycles.
+const INTERVAL_MIN: Duration = Duration::from_millis(50);
+const INTERVAL_MAX: Duration = Duration::from_millis(250);
+/// A cycle may take this share of the time.
+const CYCLE_SHARE: u32 = 4;
+/// While something waits to be shipped.
+const SHIP_PAUSE: Duration = Duration::from_millis(5);
+/// Cuts of which the time is remembered for the lag.
+const CUT_TIMES_MAX: usize = 256;
+
+pub enum Event {
+    Linked {
+        host: HostId,
+        pipe: Pipe,
+    },
+    Unlinked {
+        host: HostId,
+    },
+    /// Exactly these hosts are shadows.
+    Wanted(std::collections::BTreeSet<HostId>),
+    Answer {
+        host: HostId,
+        answer: Answer,
+    },
+    FinalCut {
+        limit: Duration,
+        reply: oneshot::Sender<FinalCut>,
+    },
+    Stop(Option<oneshot::Sender<()>>),
+}
+
+pub struct Engine {
+    settings: Fixed,
+    cutter: Cutter,
+    cut: Option<Cut>,
+    cut_times: BTreeMap<GenerationId, (Instant, u64)>,
+    shippers: BTreeMap<HostId, Shipper>,
+    acked: BTreeMap<HostId, GenerationId>,
+    shadows: std::collections::BTreeSet<HostId>,
+    status: watch::Sender<PrimaryStatus>,
+    failure: Option<String>,
+    /// Highest number that a shadow has of this epoch, from before this agent started.
+    numbers_taken: u64,
+    /// The final cut was made: nothing is cut any more.
+    finished: bool,
+    waiting: Option<(Instant, oneshot::Sender<FinalCut>)>,
+}
+
+struct Fixed {
+    service: ServiceId,
+    epoch: understudy_common::id::Epoch,
+    dir: std::path::PathBuf,
+}
+
+impl Engine {
+    pub fn start(
+        settings: PrimarySettings,
+        status: watch::Sender<PrimaryStatus>,
+    ) -> Result<Self, PrimaryError> {
+        let dir = identity::service_dir(&settings.state_dir, &settings.name);
+        own(&dir, settings.epoch).map_err(|source| PrimaryError::State {
+            dir: dir.clone(),
+            source,
+        })?;
+        let mut cutter = Cutter::new(
+            Roots::new(settings.paths),
+            settings.source,
+            settings.freezer,
+            settings.consistency,
+            Duration::from_millis(u64::from(settings.freeze_ms_max)),
+        );
+        cutter
+            .start(settings.start.as_ref().map(|(_, manifest)| manifest))
+            .map_err(PrimaryError::Watch)?;
+        Ok(Self {
+            settings: Fixed {
+                service: settings.service,
+                epoch: settings.epoch,
+                dir,
+            },
+            cutter,
+            cut: None,
+            cut_times: BTreeMap::new(),
+            shippers: BTreeMap::new(),
+            acked: BTreeMap::new(),
+            shadows: std::collections::BTreeSet::new(),
+            status,
+            failure: None,
+            numbers_taken: 0,
+            finished: false,
+            waiting: None,
+        })
+    }
+
+    pub fn run(mut self, inbox: &engine::Receiver<Event>) {
+        let mut next = Instant::now();
+        loop {
+            let until = if self.ships_more() {
+                next.min(Instant::now() + SHIP_PAUSE)
+            } else {
+                next
+            };
+            match inbox.recv_timeout(until.saturating_duration_since(Instant::now())) {
+                Ok(Event::Stop(reply)) => {
+                    if let Some(reply) = reply {
+                        // Whoever asked has gone when this fails.
+                        let _ = reply.send(());
+                    }
+                    return;
+                }
+                Ok(event) => self.handle(event),
+                Err(engine::RecvTimeoutError::Timeout) => {}
+                Err(engine::RecvTimeoutError::Disconnected) => return,
+            }
+            if Instant::now() >= next {
+                next = Instant::now() + self.tick();
+            }
+            self.ship();
+            self.answer_final();
+            self.publish();
+        }
+    }
+
+    fn ships_more(&self) -> bool {
+        let wanted = self.cut.as_ref().map(|cut| cut.generation);
+        self.waiting.is_some() || self.shippers.values().any(|shipper| shipper.sealed() != wanted)
+    }
+
+    /// One cycle; returns the pause until the next.
+    fn tick(&mut self) -> Duration {
+        if self.finished {
+            return INTERVAL_MAX;
+        }
+        let begun = Instant::now();
+        let cut = self.make_cut(self.cut.is_none(), false);
+        let pause = begun.elapsed() * (CYCLE_SHARE - 1);
+        match cut {
+            Ok(true) => pause.clamp(INTERVAL_MIN, INTERVAL_MAX),
+            Ok(false) => pause.clamp(INTERVAL_MIN * 2, INTERVAL_MAX),
+            Err(error) => {
+                let why = super::shadow::chain(&error);
+                tracing::warn!(service = %self.settings.service, error = why, "no generation was cut");
+                self.failure = Some(why);
+                INTERVAL_MAX
+            }
+        }
+    }
+
+    fn make_cut(&mut self, forced: bool, stopped: bool) -> io::Result<bool> {
+        let Some(delta) = self.cutter.cycle(forced, stopped)? else {
+            return Ok(false);
+        };
+        let previous = self.cut.as_ref().map(|cut| cut.generation);
+        let generation = GenerationId {
+            epoch: self.settings.epoch,
+            n: previous.map_or(0, |previous| previous.n).max(self.numbers_taken) + 1,
+        };
+        let manifest = self.cutter.manifest().clone();
+        let digest = manifest.digest();
+        self.cut = Some(Cut {
+            generation,
+            manifest,
+            digest,
+            delta,
+            previous,
+        });
+        self.cut_times.insert(generation, (Instant::now(), boot_ns()));
+        if self.cut_times.len() > CUT_TIMES_MAX {
+            self.cut_times.pop_first();
+        }
+        self.cutter.figures.generations += 1;
+        Ok(true)
+    }
+
+    fn ship(&mut self) {
+        let Some(cut) = &self.cut else { return };
+        let mut most = 0;
+        let (mut full, mut delta) = (0, 0);
+        for shipper in self.shippers.values_mut() {
+            let sent = shipper.ship(cut, &self.cutter);
+            full += sent.full_bytes;
+            delta += sent.delta_bytes;
+            most = most.max(sent.delta_bytes);
+        }
+        self.cutter.figures.full_bytes += full;
+        self.cutter.figures.delta_bytes += delta;
+        if self.finished {
+            self.cutter.figures.final_delta_bytes += most;
+        }
+    }
+
+    fn handle(&mut self, event: Event) {
+        match event {
+            Event::Linked { host, pipe } => {
+                if self.shadows.contains(&host) {
+                    self.shippers.insert(host, Shipper::new(pipe));
+                }
+            }
+            Event::Unlinked { host } => {
+                self.shippers.remove(&host);
+            }
+            Event::Wanted(hosts) => {
+                self.shippers.retain(|host, _| hosts.contains(host));
+                self.acked.retain(|host, _| hosts.contains(host));
+                self.shadows = hosts;
+            }
+            Event::Answer { host, answer } => self.answer(host, answer),
+            Event::FinalCut { limit, reply } => {
+                if !self.finished {
+                    if let Err(error) = self.make_cut(true, true) {
+                        self.failure = Some(super::shadow::chain(&error));
+                        // Dropping the reply tells the caller that there is no final cut.
+                        return;
+                    }
+                    self.finished = true;
+                }
+                self.waiting = Some((Instant::now() + limit, reply));
+            }
+            Event::Stop(_) => {}
+        }
+    }
+
+    fn answer(&mut self, host: HostId, answer: Answer) {
+        if let Answer::Refused { why } = &answer {
+            self.failure = Some(format!("{host}: {why}"));
+        }
+        if let Answer::Sealed { generation } = answer {
+            self.acked.insert(host, generation);
+            if let Some((at, cut_ns)) = self.cut_times.get(&generation) {
+                self.cutter.figures.lag_us_last = u64::try_from(at.elapsed().as_micros()).unwrap_or(u64::MAX);
+                tracing::debug!(target: "understudy_agent::generation", service = %self.settings.service,
+                    generation = %generation, cut_ns, acked_ns = boot_ns(), shadow = %host,
+                    bytes = self.cutter.figures.delta_bytes);
+            }
+        }
+        if let Answer::State {
+            identifiers, digest, ..
+        } = &answer
+        {
+            self.meet(host, identifiers.current, *digest);
+        }
+        if let Some(shipper) = self.shippers.get_mut(&host)
+            && !shipper.answer(answer, self.cut.as_ref())
+        {
+            // Dropping its pipe ends the stream; the task dials again.
+            self.shippers.remove(&host);
+        }
+    }
+
+    /// A shadow told where it stands.
+    fn meet(&mut self, host: HostId, at: Option<GenerationId>, digest: Digest) {
+        let Some(at) = at.filter(|at| at.epoch == self.settings.epoch) else {
+            return;
+        };
+        let cut = self.cut.as_ref().map(|cut| (cut.generation, cut.digest));
+        if cut == Some((at, digest)) {
+            self.acked.insert(host, at);
+        } else if cut.is_none_or(|(generation, _)| at >= generation) {
+            // This agent was restarted within its epoch: numbers are never used twice.
+            self.numbers_taken = self.numbers_taken.max(at.n);
+            self.cut = self.cut.take().filter(|_| self.finished);
+        }
+    }
+
+    fn answer_final(&mut self) {
+        let Some(cut) = self.cut.as_ref().filter(|_| self.finished) else {
+            return;
+        };
+        let Some((deadline, _)) = &self.waiting else {
+            return;
+        };
+        let acked_by: Vec<HostId> = self
+            .acked
+            .iter()
+            .filter(|(_, acked)| **acked == cut.generation)
+            .map(|(host, _)| *host)
+            .collect();
+        let all = self.shadows.iter().all(|host| acked_by.contains(host));
+        if !all && Instant::now() < *deadline {
+            return;
+        }
+        if !acked_by.is_empty() {
+            // Another host has everything: this copy is an ordinary one from here on.
+            let saved = identity::load(&self.settings.dir).and_then(|mut identity| {
+                identity.identifiers.advance(cut.generation);
+                identity.digest = Some(cut.digest);
+                identity.diverging = false;
+                identity::save(&self.settings.dir, &identity)
+            });
+            if let Err(error) = saved {
+                self.failure = Some(format!("the final generation cannot be noted: {error}"));
+            }
+        }
+        let (epoch, generation) = (self.settings.epoch, cut.generation);
+        if let Some((_, reply)) = self.waiting.take() {
+            // Whoever asked has gone when this fails; the cut stays.
+            let _ = reply.send(FinalCut {
+                epoch,
+                generation,
+                acked_by,
+            });
+        }
+    }
+
+    fn publish(&self) {
+        let now = PrimaryStatus {
+            generation: self.cut.as_ref().map(|cut| cut.generation),
+            acked: self
+                .acked
+                .iter()
+                .map(|(host, generation)| (*host, *generation))
+                .collect(),
+            figures: self.cutter.figures.clone(),
+            failure: self.failure.clone(),
+        };
+        self.status.send_if_modified(|was| {
+            let changed = *was != now;
+            *was = now;
+            changed
+        });
+    }
+}
+
+/// From here on the files are a workload's: what a shadow's journal knows of them is void.
+fn own(dir: &std::path::Path, epoch: understudy_common::id::Epoch) -> io::Result<()> {
+    fs::create_dir_all(dir)?;
+    let mut identity = identity::load(dir)?;
+    identity.digest = None;
+    identity.diverging = true;
+    identity.floor = identity.floor.max(epoch);
+    identity::save(dir, &identity)?;
+    for entry in fs::read_dir(dir)? {
+        let path = entry?.path();
+        if path
+            .extension()
+            .is_some_and(|ending| ending == "redo" || ending == "undo")
+        {
+            fs::remove_file(path)?;
+        }
+    }
+    Ok(())
+}
+
+fn boot_ns() -> u64 {
+    let now = nix::time::clock_gettime(nix::time::ClockId::CLOCK_BOOTTIME);
+    now.map_or(0, |now| {
+        Duration::from(now).as_nanos().try_into().unwrap_or(u64::MAX)
+    })
+}

@@ -1,0 +1,161 @@
+//! The receiver is stopped at every durable step; what it finds afterwards is a sealed generation.
+
+use std::path::Path;
+
+use understudy_common::id::ServiceId;
+use understudy_common::wire::{self, CopyState};
+
+use super::histories::Joined;
+use super::pair::{Act, tree};
+use crate::sync::journal::crash;
+use crate::sync::roots::Roots;
+use crate::sync::store::Store;
+
+const FIRST: [Act; 6] = [
+    Act::Dir { dir: 0 },
+    Act::Write {
+        file: 0,
+        at: 0,
+        len: 20_000,
+        fill: 1,
+    },
+    Act::Write {
+        file: 1,
+        at: 0,
+        len: 9_000,
+        fill: 2,
+    },
+    Act::Write {
+        file: 4,
+        at: 0,
+        len: 5_000,
+        fill: 3,
+    },
+    Act::Write {
+        file: 2,
+        at: 0,
+        len: 100,
+        fill: 4,
+    },
+    Act::Symlink { file: 3, target: 1 },
+];
+const SECOND: [Act; 8] = [
+    Act::Rename { from: 0, to: 6 },
+    Act::Rename { from: 1, to: 0 },
+    Act::Write {
+        file: 1,
+        at: 0,
+        len: 3_000,
+        fill: 5,
+    },
+    Act::Write {
+        file: 6,
+        at: 4_096,
+        len: 4_096,
+        fill: 6,
+    },
+    Act::Remove { file: 2 },
+    Act::Remove { file: 3 },
+    Act::Truncate { file: 4, len: 10 },
+    Act::Dir { dir: 1 },
+];
+
+#[test]
+fn a_crash_at_any_step_leaves_exactly_a_sealed_generation() {
+    let mut last = false;
+    let mut steps = 0;
+    while !last {
+        let dir = tempfile::Builder::new()
+            .prefix("ussync")
+            .tempdir_in("/dev/shm")
+            .expect("tmpfs");
+        let (from, to, state) = (
+            dir.path().join("from"),
+            dir.path().join("to"),
+            dir.path().join("state"),
+        );
+        std::fs::create_dir(&from).expect("fresh");
+        let mut joined = Joined::new(&from, &to, &state);
+        FIRST.iter().for_each(|act| act.play(&from));
+        let first = joined.cut(1);
+        joined.deliver();
+        let before = tree(&to);
+        SECOND.iter().for_each(|act| act.play(&from));
+        let second = joined.cut(2);
+        let frames = joined.frames();
+        crash::arm(Some(steps));
+        let acknowledged = receive(&mut joined.store, &frames);
+        crash::arm(None);
+        last = acknowledged == Some(true);
+        let store = Store::open(ServiceId(1), "s", &state, Roots::new(vec![to.clone()])).expect("recovers");
+        assert_eq!(store.copy(), CopyState::Ready, "step {steps}");
+        let found = store.generation();
+        if acknowledged.is_some() {
+            assert_eq!(
+                found,
+                Some(second),
+                "step {steps}: an acknowledged generation is there"
+            );
+        }
+        let expected = if found == Some(second) {
+            tree(&from)
+        } else {
+            before
+        };
+        assert!(
+            found == Some(second) || found == Some(first),
+            "step {steps}: {found:?}"
+        );
+        assert_eq!(tree(&to), expected, "step {steps}");
+        steps += 1;
+    }
+    assert!(steps > 15, "{steps} steps");
+}
+
+/// `None` when the seal was not acknowledged, else whether the checkpoint was done too.
+fn receive(store: &mut Store, frames: &[Vec<u8>]) -> Option<bool> {
+    let mut acknowledged = None;
+    for raw in frames {
+        let frame = wire::decode(raw).expect("sound");
+        match store.handle(super::histories::EPOCH, frame, raw) {
+            Ok(answers) if !answers.is_empty() => acknowledged = Some(false),
+            Ok(_) => {}
+            Err(_) => return acknowledged,
+        }
+        match store.checkpoint() {
+            Ok(()) => acknowledged = acknowledged.map(|_| true),
+            Err(_) => return acknowledged,
+        }
+    }
+    acknowledged
+}
+
+#[test]
+fn a_garbled_journal_is_dropped_and_the_sealed_state_kept() {
+    let dir = tempfile::Builder::new()
+        .prefix("ussync")
+        .tempdir_in("/dev/shm")
+        .expect("tmpfs");
+    let (from, to, state) = (
+        dir.path().join("from"),
+        dir.path().join("to"),
+        dir.path().join("state"),
+    );
+    std::fs::create_dir(&from).expect("fresh");
+    let mut joined = Joined::new(&from, &to, &state);
+    FIRST.iter().for_each(|act| act.play(&from));
+    let first = joined.cut(1);
+    joined.deliver();
+    let name = "00000000000000000001.00000000000000000002.redo";
+    std::fs::write(service(&state).join(name), b"\x10\0\0\0garbage").expect("written");
+    let store = Store::open(ServiceId(1), "s", &state, Roots::new(vec![to.clone()])).expect("recovers");
+    assert_eq!(
+        (store.generation(), store.copy()),
+        (Some(first), CopyState::Ready)
+    );
+    assert_eq!(tree(&to), tree(&from));
+}
+
+fn service(state: &Path) -> std::path::PathBuf {
+    crate::sync::identity::service_dir(state, "s")
+}

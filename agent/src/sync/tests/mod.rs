@@ -1,0 +1,5 @@
+//! A primary and a shadow with a real link between them, on directories of their own.
+
+mod crash;
+mod histories;
+mod pair;
