@@ -109,6 +109,23 @@ def chances(runs):
     return weights / weights.sum()
 
 
+def load_data(values, limit_mib, rng):
+    """A service that loads its data: memory fills faster than leaks do, and stops below two thirds of the limit."""
+    anon = values[:, SLOT["memory_anon_share"]]
+    room = 0.67 - anon.max()
+    if room < 0.05:
+        return
+    ticks = len(values)
+    rate = np.exp(rng.uniform(np.log(0.02), np.log(0.25)))
+    height = rng.uniform(0.05, room)
+    begin = rng.uniform(-5.0, ticks)
+    ramp = np.clip((np.arange(ticks) - begin) * rate, 0.0, height)
+    values[:, SLOT["memory_anon_share"]] += ramp
+    free = values[:, SLOT["memory_available_share"]]
+    values[:, SLOT["memory_available_share"]] = np.clip(free - ramp, 0.0, 1.0)
+    values[:, SLOT["memory_anon_growth_bytes_per_s"]] += np.diff(ramp, prepend=ramp[:1]) * limit_mib * (1 << 20)
+
+
 def vary(run, rng):
     """Another host on which the same happened: other limits, other disks, other services, missing signals."""
     first = 0
@@ -125,6 +142,8 @@ def vary(run, rng):
     values[:, SLOT["memory_anon_share"]] = 1.0 - stretch * (1.0 - anon)
     values[:, SLOT["memory_anon_growth_bytes_per_s"]] *= stretch
     values[:, SLOT["memory_available_share"]] = np.clip(values[:, SLOT["memory_available_share"]] * stretch, 0, 1)
+    if run.label["class"] != "leak" and rng.uniform() < 0.35:
+        load_data(values, run.label["limit_mib"], rng)
     # Another disk, another writer.
     for name in DISK:
         values[:, SLOT[name]] *= np.exp(rng.normal(0.0, 0.35))
