@@ -12,16 +12,18 @@ pub(crate) use linker::linker;
 pub(crate) use toolchain::Toolchain;
 
 /// What compiling and the test beds need, by Debian's names.
-const PACKAGES: [&str; 11] = [
+const PACKAGES: [&str; 13] = [
     "binutils",
     "ca-certificates",
     "e2fsprogs",
+    "g++",
     "gcc",
     "iproute2",
     "libc6-dev",
     "make",
     "nftables",
     "python3",
+    "python3-venv",
     "redis-server",
     "util-linux",
 ];
