@@ -262,3 +262,36 @@ fn more_hosts_than_the_bound_are_refused() {
         matches!(predictor.tick(&rows), Err(PredictError::TooManyHosts { count }) if count == HOSTS_MAX + 1)
     );
 }
+
+#[test]
+fn the_committed_model_fits_this_program_and_answers_recorded_runs_as_its_trainer_did() {
+    let models = Path::new(env!("CARGO_MANIFEST_DIR")).join("models");
+    let mut predictor = match Predictor::load(&models.join("fast.onnx"), &models.join("fast.card.json"), None)
+    {
+        Err(error @ PredictError::LibraryMissing { .. }) => return eprintln!("skipped: {error}"),
+        loaded => loaded.expect("the committed model loads"),
+    };
+    let text = std::fs::read_to_string(models.join("fast.check.json")).expect("it lies beside the model");
+    let expected: Expected = serde_json::from_str(&text).expect("it is JSON");
+    let mut highest = vec![0.0_f32; expected.hosts()];
+    for tick in 0..expected.values.len() {
+        let beacons: Vec<_> = (0..expected.hosts())
+            .map(|host| expected.beacon(tick, host, tick as u64))
+            .collect();
+        for (row, (_, score)) in step(&mut predictor, &beacons).iter().enumerate() {
+            for (ours, theirs) in score.hazards.iter().zip(expected.hazards[tick][row]) {
+                assert!(
+                    (ours - theirs).abs() < 1e-3,
+                    "tick {tick} row {row}: {ours} and {theirs}"
+                );
+            }
+            highest[row] = highest[row].max(score.risk);
+        }
+    }
+    // Both are runs that ended in a failure.
+    let threshold = predictor.card().threshold;
+    assert!(
+        highest.iter().all(|risk| *risk >= threshold),
+        "{highest:?} and {threshold}"
+    );
+}
