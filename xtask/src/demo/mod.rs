@@ -94,7 +94,8 @@ fn become_root() -> anyhow::Error {
     }
     let path = env::var_os("PATH").unwrap_or_default();
     let mut sudo = command("sudo");
-    sudo.arg("env").arg(format!("PATH={}:/usr/sbin:/sbin", path.to_string_lossy()));
+    sudo.arg("env")
+        .arg(format!("PATH={}:/usr/sbin:/sbin", path.to_string_lossy()));
     match env::current_exe() {
         Ok(own) => sudo.arg(own).args(env::args_os().skip(1)).arg("--built"),
         Err(why) => return why.into(),
