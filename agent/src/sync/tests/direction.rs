@@ -1,0 +1,166 @@
+//! Real links: first copy, final cut, promotion, and the way back of a host that crashed as primary.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair};
+use understudy_common::id::{Epoch, HostId, ServiceId};
+use understudy_common::identity::{Credentials, Principal};
+use understudy_common::spec::Consistency;
+use understudy_common::wire::{CopyState, Peer};
+use understudy_transport::Endpoint;
+
+use super::pair::tree;
+use crate::sync::scan::ScanSource;
+use crate::sync::{Primary, PrimarySettings, Promoted, Shadow, ShadowSettings};
+
+const PATIENCE: Duration = Duration::from_secs(60);
+
+fn endpoints() -> [Endpoint; 2] {
+    let mut params = CertificateParams::default();
+    params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
+    let key = KeyPair::generate().expect("key");
+    let ca = params.self_signed(&key).expect("CA").pem();
+    let issuer = Issuer::new(params, key);
+    [1, 2].map(|host| {
+        let key = KeyPair::generate().expect("key");
+        let params = CertificateParams::new(vec![Principal::Host(HostId(host)).dns_name()]).expect("name");
+        let chain = params.signed_by(&key, &issuer).expect("signed").pem();
+        let credentials =
+            Credentials::from_pem(ca.as_bytes(), chain.as_bytes(), key.serialize_pem().as_bytes())
+                .expect("sound");
+        Endpoint::bind(([127, 0, 0, 1], 0).into(), &credentials).expect("bound")
+    })
+}
+
+fn accept(endpoint: Endpoint, shadow: Shadow) -> tokio::task::JoinHandle<()> {
+    tokio::spawn(async move {
+        while let Some(incoming) = endpoint.accept().await {
+            let shadow = shadow.clone();
+            tokio::spawn(async move {
+                let Ok(link) = incoming.handshake().await else {
+                    return;
+                };
+                while let Ok(pending) = link.accept_bi().await {
+                    if let Ok((_, sender, receiver)) = pending.kind().await {
+                        // A refusal reaches the other side, which is where the test looks.
+                        let _ = shadow.serve(link.principal(), sender, receiver).await;
+                    }
+                }
+            });
+        }
+    })
+}
+
+struct Host {
+    dir: PathBuf,
+}
+
+impl Host {
+    fn new(dir: &Path, name: &str) -> Self {
+        let dir = dir.join(name);
+        fs::create_dir_all(dir.join("data")).expect("fresh");
+        Self { dir }
+    }
+
+    fn data(&self) -> PathBuf {
+        self.dir.join("data")
+    }
+
+    async fn primary(
+        &self,
+        host: u32,
+        epoch: u64,
+        promoted: Option<Promoted>,
+        endpoint: &Endpoint,
+    ) -> Primary {
+        let settings = PrimarySettings {
+            service: ServiceId(1),
+            name: "s".to_owned(),
+            epoch: Epoch(epoch),
+            host: HostId(host),
+            paths: vec![self.data()],
+            state_dir: self.dir.join("state"),
+            consistency: Consistency::Live,
+            freeze_ms_max: 50,
+            freezer: None,
+            source: Box::new(ScanSource::new(vec![self.data()])),
+            start: promoted.map(|promoted| (promoted.generation, promoted.manifest)),
+        };
+        Primary::start(settings, endpoint.clone()).await.expect("started")
+    }
+
+    async fn shadow(&self) -> Shadow {
+        let settings = ShadowSettings {
+            service: ServiceId(1),
+            name: "s".to_owned(),
+            paths: vec![self.data()],
+            state_dir: self.dir.join("state"),
+        };
+        Shadow::open(settings).await.expect("opened")
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_crashed_primary_comes_back_as_a_shadow_and_keeps_what_diverged_aside() {
+    let dir = tempfile::Builder::new()
+        .prefix("ussync")
+        .tempdir_in("/dev/shm")
+        .expect("tmpfs");
+    let [one, two] = endpoints();
+    let (a, b) = (Host::new(dir.path(), "a"), Host::new(dir.path(), "b"));
+    fs::write(a.data().join("big"), vec![7; 3_000_000]).expect("written");
+
+    let shadow = b.shadow().await;
+    shadow.set_primary(HostId(1), Epoch(1));
+    let serving = accept(two.clone(), shadow.clone());
+    let mut primary = a.primary(1, 1, None, &one).await;
+    primary.set_shadows(vec![Peer {
+        host: HostId(2),
+        addr: two.local_addr().expect("bound"),
+    }]);
+    let cut = primary.final_cut(PATIENCE).await.expect("cut");
+    assert_eq!(cut.acked_by, [HostId(2)]);
+    assert!(primary.status().borrow().figures.full_bytes >= 3_000_000);
+    primary.stop().await;
+    serving.abort();
+    let promoted = shadow.promote(Epoch(2)).await.expect("ready");
+    assert_eq!(promoted.generation, cut.generation);
+    assert_eq!(tree(&a.data()), tree(&b.data()));
+
+    // A lives on for a moment as if it had crashed as primary: nobody else has this.
+    let lonely = a.primary(1, 1, None, &one).await;
+    drop(lonely);
+    fs::write(a.data().join("big"), b"only here").expect("written");
+    let returned = a.shadow().await;
+    assert_eq!(returned.status().borrow().copy, CopyState::Warming);
+    returned.set_primary(HostId(2), Epoch(2));
+    let _serving = accept(one.clone(), returned.clone());
+    fs::write(b.data().join("new"), b"after the takeover").expect("written");
+    let mut primary = b.primary(2, 2, Some(promoted), &two).await;
+    primary.set_shadows(vec![Peer {
+        host: HostId(1),
+        addr: one.local_addr().expect("bound"),
+    }]);
+    let cut = primary.final_cut(PATIENCE).await.expect("cut");
+    assert_eq!(cut.acked_by, [HostId(1)]);
+    let mut status = returned.status();
+    let ready = status.wait_for(|status| status.copy == CopyState::Ready);
+    let found = tokio::time::timeout(PATIENCE, ready)
+        .await
+        .expect("in time")
+        .expect("open")
+        .clone();
+    assert_eq!(found.generation, Some(cut.generation));
+    assert_eq!(found.figures.diverged_files, 1);
+    assert_eq!(tree(&a.data()), tree(&b.data()));
+    let kept = a
+        .dir
+        .join("state/diverged/s")
+        .join(cut.generation.to_string())
+        .join("0/big");
+    assert_eq!(fs::read(kept).expect("kept"), b"only here");
+    let error = returned.promote(Epoch(1)).await.expect_err("older");
+    assert!(error.to_string().contains("older"), "{error}");
+}
