@@ -55,6 +55,9 @@ pub struct Args {
     /// Hosts at a time.
     #[arg(long, default_value_t = 8)]
     parallel: usize,
+    /// Where the compact traces go; a run that is there is not recorded again. Default: the committed ones.
+    #[arg(long)]
+    out: Option<PathBuf>,
 }
 
 /// What is known about a run beside its trace.
@@ -82,6 +85,7 @@ struct Outcome {
 
 struct Lab {
     folder: PathBuf,
+    packed: PathBuf,
     agent: PathBuf,
     fault: PathBuf,
     next: AtomicU64,
@@ -102,6 +106,7 @@ pub fn run(root: &Path, args: &Args) -> Result<ExitCode> {
         .to_owned();
     let lab = Lab {
         folder: root.join("target/lab"),
+        packed: args.out.clone().unwrap_or_else(|| train::traces(root)),
         agent: binaries.join("understudy-agent"),
         fault: binaries.join("understudy-fault"),
         next: AtomicU64::new(0),
@@ -116,7 +121,7 @@ pub fn run(root: &Path, args: &Args) -> Result<ExitCode> {
             scope.spawn(|| lab.record_until_done(args));
         }
     });
-    train::pack(root, &lab.folder)?;
+    train::pack(root, &lab.folder, &lab.packed)?;
     let outcome = Outcome {
         recorded: lab.recorded.into_inner(),
         present: lab.present.into_inner(),
@@ -159,7 +164,7 @@ impl Lab {
             if number >= args.runs {
                 return;
             }
-            if self.label_path(number).exists() {
+            if self.is_recorded(number) {
                 self.present.fetch_add(1, Ordering::Relaxed);
                 continue;
             }
@@ -177,6 +182,10 @@ impl Lab {
                 }
             }
         }
+    }
+
+    fn is_recorded(&self, number: u64) -> bool {
+        self.label_path(number).exists() || self.packed.join(format!("run-{number:04}.trace.xz")).exists()
     }
 
     fn label_path(&self, number: u64) -> PathBuf {

@@ -51,13 +51,18 @@ pub fn run(root: &Path, args: &Args) -> Result<ExitCode> {
     }
 }
 
-/// Turns recorded runs into the compact traces that are committed.
-pub(crate) fn pack(root: &Path, recorded: &Path) -> Result<()> {
+/// Where the traces that models are trained on are committed.
+pub(crate) fn traces(root: &Path) -> PathBuf {
+    root.join(MODELS).join("traces")
+}
+
+/// Turns recorded runs into compact traces; those that are there already stay as they are.
+pub(crate) fn pack(root: &Path, recorded: &Path, packed: &Path) -> Result<()> {
     let status = python(root)?
         .arg(root.join(SOURCES).join("traces.py"))
         .arg("pack")
         .arg(recorded)
-        .arg(root.join(MODELS).join("traces"))
+        .arg(packed)
         .stdout(Stdio::null())
         .status()
         .context("starting the packer")?;

@@ -16,6 +16,7 @@ HELD_OUT, VALIDATION = 4, 3
 @dataclasses.dataclass
 class Run:
     name: str
+    digest: str  # of the packed file
     label: dict
     values: np.ndarray  # [ticks, features]
     mask: np.ndarray
@@ -45,10 +46,13 @@ class Run:
         return np.stack([(t >= self.start) & (left <= horizon) for horizon in HORIZONS], 1).astype(float)
 
 
-def load(folder):
+def load(folder, wanted=None):
+    """The runs in a folder: all, or those whose file names are wanted."""
     names = [name for name, _ in schema.features()]
     runs = []
     for path in sorted(folder.glob(f"*{traces.SUFFIX}")):
+        if wanted is not None and path.name not in wanted:
+            continue
         label, ticks, masks, rows = traces.read(path)
         known = label["features"]
         if known > len(names) or schema.fingerprint(names[:known]) != int(label["fingerprint"], 16):
@@ -65,7 +69,8 @@ def load(folder):
 
         fault = label["class"] in ("leak", "throttle")
         start, failure = (at(label["start_tick"]), at(label["failure_tick"])) if fault else (None, None)
-        runs.append(Run(path.name.removesuffix(traces.SUFFIX), label, values * mask, mask, start, failure))
+        name = path.name.removesuffix(traces.SUFFIX)
+        runs.append(Run(name, traces.digest(path), label, values * mask, mask, start, failure))
     if not runs:
         raise SystemExit(f"no traces in {folder}: record some with `cargo xtask lab`")
     return runs

@@ -1,4 +1,6 @@
-"""Recorded runs, packed small: `traces.py pack RECORDED COMMITTED`. Needs nothing but Python.
+"""Recorded runs, packed small: `traces.py pack RECORDED PACKED`. Needs nothing but Python.
+
+A run that is packed already stays as it is: models are trained on it.
 
 A packed run is one line of JSON (the label) and an LZMA stream: ticks, masks, then one column of `f32` after the
 other, each value cut to 15 bits of mantissa and split into its bytes.
@@ -21,6 +23,8 @@ CUT = 0xFFFFFF00
 def pack(recorded, committed):
     committed.mkdir(parents=True, exist_ok=True)
     for label_path in sorted(recorded.glob("run-*.json")):
+        if (committed / (label_path.stem + SUFFIX)).exists():
+            continue
         label = json.loads(label_path.read_text())
         raw = label_path.with_suffix(".trace").read_bytes()
         magic, features, _, fingerprint = HEAD.unpack_from(raw)
