@@ -60,6 +60,9 @@ def report(runs, scores, threshold):
             name: share([lead for lead in of if lead is not None and lead >= LEAD_MIN], of)
             for name, of in sorted(classes.items())
         },
+        "lead_ticks_median_by_class": {
+            name: float(np.median([lead or 0 for lead in of])) for name, of in sorted(classes.items())
+        },
         "false_alarms": false,
         "false_alarms_per_host_hour": round(false / (quiet_ticks / 3600), 3) if quiet_ticks else None,
         "harmless_host_hours": round(quiet_ticks / 3600, 2),
