@@ -4,16 +4,24 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
-use understudy_agent::telemetry::{RecordConfig, RecordError, record};
+use tokio::signal::unix::{SignalKind, signal};
+use understudy_agent::agent;
+use understudy_agent::config::{AgentConfig, ConfigError};
+use understudy_agent::telemetry::{RecordConfig, RecordError, TelemetryError, record};
+use understudy_agent::workload::thaw_guard;
 
 const FAILURE: u8 = 2;
 const USAGE: u8 = 64;
 
 /// The Understudy host agent.
 #[derive(Debug, Parser)]
+#[command(name = "understudy-agent", version, args_conflicts_with_subcommands = true)]
 struct Cli {
+    /// Its configuration, as `understudy init` wrote it.
+    #[arg(long, value_name = "FILE", default_value = "/etc/understudy/agent.toml")]
+    config: PathBuf,
     #[command(subcommand)]
-    command: Command,
+    command: Option<Command>,
 }
 
 #[derive(Debug, Subcommand)]
@@ -33,6 +41,9 @@ enum Command {
 }
 
 fn main() -> ExitCode {
+    if let Some(code) = thaw_guard::run_if_asked() {
+        return code;
+    }
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
         Err(error) => {
@@ -52,26 +63,46 @@ fn main() -> ExitCode {
                 .from_env_lossy(),
         )
         .with_writer(std::io::stderr)
+        .with_ansi(false)
         .init();
-    match run(cli.command) {
+    match run(cli) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            let usage = error.downcast_ref().is_some_and(RecordError::is_usage);
-            tracing::error!("{error:#}");
+            let usage = error.is::<ConfigError>()
+                || error.downcast_ref().is_some_and(RecordError::is_usage)
+                || matches!(
+                    error.downcast_ref(),
+                    Some(agent::AgentError::Telemetry(TelemetryError::Scope(_)))
+                );
+            eprintln!("understudy-agent: {error:#}");
             if usage { USAGE.into() } else { FAILURE.into() }
         }
     }
 }
 
-fn run(command: Command) -> anyhow::Result<()> {
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()?;
-    match command {
-        Command::Record { config, out, seconds } => {
+fn run(cli: Cli) -> anyhow::Result<()> {
+    match cli.command {
+        Some(Command::Record { config, out, seconds }) => {
             let config = RecordConfig::read(&config)?;
-            runtime.block_on(record(&config, &out, seconds))?;
+            let runtime = tokio::runtime::Builder::new_current_thread()
+                .enable_all()
+                .build()?;
+            Ok(runtime.block_on(record(&config, &out, seconds))?)
         }
+        None => serve(AgentConfig::read(&cli.config)?),
     }
-    Ok(())
+}
+
+fn serve(config: AgentConfig) -> anyhow::Result<()> {
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+    runtime.block_on(async {
+        let (mut term, mut int) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
+        // Workloads go on. Unless an agent comes back in time their leases end and the gate closes.
+        tokio::select! {
+            ended = agent::run(config) => ended?,
+            _ = term.recv() => tracing::info!("stops: SIGTERM"),
+            _ = int.recv() => tracing::info!("stops: SIGINT"),
+        }
+        Ok(())
+    })
 }

@@ -16,6 +16,8 @@ pub mod id;
 #[cfg(feature = "std")]
 pub mod identity;
 #[cfg(feature = "std")]
+pub mod key_path;
+#[cfg(feature = "std")]
 pub mod lease;
 #[cfg(feature = "std")]
 pub mod spec;

@@ -190,7 +190,7 @@ impl Cutter {
                         if matches!(error, FreezeError::TimedOut { .. }) {
                             self.figures.freezes_timed_out += 1;
                         }
-                        tracing::debug!(error = super::shadow::chain(&error), "no cut this time");
+                        tracing::debug!(error = super::chain(&error), "no cut this time");
                         self.carried.merge(DirtySet {
                             pages: tail,
                             ..DirtySet::default()
@@ -238,7 +238,7 @@ impl Cutter {
     fn swap(&mut self) -> DirtySet {
         self.source.swap().unwrap_or_else(|error| {
             tracing::warn!(
-                error = super::shadow::chain(&error),
+                error = super::chain(&error),
                 "the change source lost count; everything is compared"
             );
             let mut dirty = DirtySet {

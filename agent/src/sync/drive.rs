@@ -54,6 +54,8 @@ pub struct Engine {
     cut_times: BTreeMap<GenerationId, (Instant, u64)>,
     shippers: BTreeMap<HostId, Shipper>,
     acked: BTreeMap<HostId, GenerationId>,
+    /// Content bytes sent to each shadow since it last sealed.
+    unsealed: BTreeMap<HostId, u64>,
     shadows: std::collections::BTreeSet<HostId>,
     status: watch::Sender<PrimaryStatus>,
     failure: Option<String>,
@@ -101,6 +103,7 @@ impl Engine {
             cut_times: BTreeMap::new(),
             shippers: BTreeMap::new(),
             acked: BTreeMap::new(),
+            unsealed: BTreeMap::new(),
             shadows: std::collections::BTreeSet::new(),
             status,
             failure: None,
@@ -153,10 +156,13 @@ impl Engine {
         let cut = self.make_cut(self.cut.is_none(), false);
         let pause = begun.elapsed() * (CYCLE_SHARE - 1);
         match cut {
-            Ok(true) => pause.clamp(INTERVAL_MIN, INTERVAL_MAX),
+            Ok(true) => {
+                self.failure = None;
+                pause.clamp(INTERVAL_MIN, INTERVAL_MAX)
+            }
             Ok(false) => pause.clamp(INTERVAL_MIN * 2, INTERVAL_MAX),
             Err(error) => {
-                let why = super::shadow::chain(&error);
+                let why = super::chain(&error);
                 tracing::warn!(service = %self.settings.service, error = why, "no generation was cut");
                 self.failure = Some(why);
                 INTERVAL_MAX
@@ -194,8 +200,9 @@ impl Engine {
         let Some(cut) = &self.cut else { return };
         let mut most = 0;
         let (mut full, mut delta) = (0, 0);
-        for shipper in self.shippers.values_mut() {
+        for (host, shipper) in &mut self.shippers {
             let sent = shipper.ship(cut, &self.cutter);
+            *self.unsealed.entry(*host).or_default() += sent.full_bytes + sent.delta_bytes;
             full += sent.full_bytes;
             delta += sent.delta_bytes;
             most = most.max(sent.delta_bytes);
@@ -220,13 +227,14 @@ impl Engine {
             Event::Wanted(hosts) => {
                 self.shippers.retain(|host, _| hosts.contains(host));
                 self.acked.retain(|host, _| hosts.contains(host));
+                self.unsealed.retain(|host, _| hosts.contains(host));
                 self.shadows = hosts;
             }
             Event::Answer { host, answer } => self.answer(host, answer),
             Event::FinalCut { limit, reply } => {
                 if !self.finished {
                     if let Err(error) = self.make_cut(true, true) {
-                        self.failure = Some(super::shadow::chain(&error));
+                        self.failure = Some(super::chain(&error));
                         // Dropping the reply tells the caller that there is no final cut.
                         return;
                     }
@@ -244,11 +252,12 @@ impl Engine {
         }
         if let Answer::Sealed { generation } = answer {
             self.acked.insert(host, generation);
+            let bytes = self.unsealed.remove(&host).unwrap_or(0);
             if let Some((at, cut_ns)) = self.cut_times.get(&generation) {
                 self.cutter.figures.lag_us_last = u64::try_from(at.elapsed().as_micros()).unwrap_or(u64::MAX);
                 tracing::debug!(target: "understudy_agent::generation", service = %self.settings.service,
                     generation = %generation, cut_ns, acked_ns = boot_ns(), shadow = %host,
-                    bytes = self.cutter.figures.delta_bytes);
+                    bytes);
             }
         }
         if let Answer::State {
@@ -281,27 +290,21 @@ impl Engine {
     }
 
     fn answer_final(&mut self) {
-        let Some(cut) = self.cut.as_ref().filter(|_| self.finished) else {
+        let Some((cut, digest)) = self.final_cut() else {
             return;
         };
         let Some((deadline, _)) = &self.waiting else {
             return;
         };
-        let acked_by: Vec<HostId> = self
-            .acked
-            .iter()
-            .filter(|(_, acked)| **acked == cut.generation)
-            .map(|(host, _)| *host)
-            .collect();
-        let all = self.shadows.iter().all(|host| acked_by.contains(host));
+        let all = self.shadows.iter().all(|host| cut.acked_by.contains(host));
         if !all && Instant::now() < *deadline {
             return;
         }
-        if !acked_by.is_empty() {
+        if !cut.acked_by.is_empty() {
             // Another host has everything: this copy is an ordinary one from here on.
             let saved = identity::load(&self.settings.dir).and_then(|mut identity| {
                 identity.identifiers.advance(cut.generation);
-                identity.digest = Some(cut.digest);
+                identity.digest = Some(digest);
                 identity.diverging = false;
                 identity::save(&self.settings.dir, &identity)
             });
@@ -309,15 +312,22 @@ impl Engine {
                 self.failure = Some(format!("the final generation cannot be noted: {error}"));
             }
         }
-        let (epoch, generation) = (self.settings.epoch, cut.generation);
         if let Some((_, reply)) = self.waiting.take() {
             // Whoever asked has gone when this fails; the cut stays.
-            let _ = reply.send(FinalCut {
-                epoch,
-                generation,
-                acked_by,
-            });
+            let _ = reply.send(cut);
         }
+    }
+
+    /// The final cut with those who have it by now, and its content.
+    fn final_cut(&self) -> Option<(FinalCut, Digest)> {
+        let cut = self.cut.as_ref().filter(|_| self.finished)?;
+        let has_it = |(host, acked): (&HostId, &GenerationId)| (*acked == cut.generation).then_some(*host);
+        let made = FinalCut {
+            epoch: self.settings.epoch,
+            generation: cut.generation,
+            acked_by: self.acked.iter().filter_map(has_it).collect(),
+        };
+        Some((made, cut.digest))
     }
 
     fn publish(&self) {
@@ -328,6 +338,7 @@ impl Engine {
                 .iter()
                 .map(|(host, generation)| (*host, *generation))
                 .collect(),
+            final_cut: self.final_cut().map(|(cut, _)| cut),
             figures: self.cutter.figures.clone(),
             failure: self.failure.clone(),
         };

@@ -27,6 +27,15 @@ pub fn service_dir(state_dir: &Path, service: &str) -> PathBuf {
     state_dir.join("sync").join(service)
 }
 
+/// Whether a workload wrote to the files on this host since the last generation that another host has:
+/// they are ahead of every copy then, or beside them.
+///
+/// # Errors
+/// When what is known of the copy cannot be read.
+pub fn is_own(state_dir: &Path, service: &str) -> io::Result<bool> {
+    Ok(load(&service_dir(state_dir, service))?.diverging)
+}
+
 /// # Errors
 /// When there is one and it cannot be read: nothing is known about the copy then.
 pub fn load(dir: &Path) -> io::Result<Identity> {

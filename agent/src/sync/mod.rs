@@ -18,8 +18,21 @@ mod shipper;
 pub mod store;
 pub mod tracker;
 
+pub use identity::is_own;
 pub use primary::{Primary, PrimaryError, PrimarySettings, PrimaryStatus};
 pub use shadow::{Promoted, Shadow, ShadowError, ShadowSettings, ShadowStatus};
+
+/// An error with its causes, in one line.
+pub(crate) fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        text.push_str(": ");
+        text.push_str(&cause.to_string());
+        source = cause.source();
+    }
+    text
+}
 
 #[cfg(test)]
 mod tests;

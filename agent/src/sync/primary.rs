@@ -49,6 +49,8 @@ pub struct PrimaryStatus {
     pub generation: Option<GenerationId>,
     /// Newest generation that each shadow has on its disk.
     pub acked: Vec<(HostId, GenerationId)>,
+    /// The last cut, once it was made, and who has it by now.
+    pub final_cut: Option<FinalCut>,
     pub figures: SyncFigures,
     /// Why the last cycle failed or a shadow refused.
     pub failure: Option<String>,
@@ -187,7 +189,7 @@ impl Drop for Primary {
 async fn keep_linked(peer: Peer, endpoint: Endpoint, hello: Vec<u8>, events: engine::Sender<Event>) {
     loop {
         if let Err(error) = link(peer, &endpoint, &hello, &events).await {
-            tracing::debug!(shadow = %peer.host, error = super::shadow::chain(&error), "no sync stream");
+            tracing::debug!(shadow = %peer.host, error = super::chain(&error), "no sync stream");
         }
         if events.send(Event::Unlinked { host: peer.host }).is_err() {
             return;

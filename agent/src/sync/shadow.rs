@@ -104,19 +104,21 @@ impl Shadow {
         self.status.subscribe()
     }
 
-    /// Serves one accepted stream until it ends.
+    /// Serves one accepted stream until it ends. `first` is its first frame, by which the service was
+    /// told.
     ///
     /// # Errors
     /// [`ShadowError`]; the peer is told why first where it can be.
     pub async fn serve(
         &self,
         principal: Principal,
+        first: Vec<u8>,
         mut sender: FrameSender,
         mut receiver: FrameReceiver,
     ) -> Result<(), ShadowError> {
-        let result = self.exchange(principal, &mut sender, &mut receiver).await;
+        let result = self.exchange(principal, first, &mut sender, &mut receiver).await;
         if let Err(error) = &result {
-            let why = chain(error);
+            let why = super::chain(error);
             // The peer may be gone, which its own side notices.
             let _ = sender
                 .send(&wire::encode(&Answer::Refused { why: why.clone() }))
@@ -130,12 +132,10 @@ impl Shadow {
     async fn exchange(
         &self,
         principal: Principal,
+        first: Vec<u8>,
         sender: &mut FrameSender,
         receiver: &mut FrameReceiver,
     ) -> Result<(), ShadowError> {
-        let Some(first) = receiver.receive().await? else {
-            return Ok(());
-        };
         let epoch = match wire::decode::<Frame>(&first).map_err(TransportError::from)? {
             Frame::Hello { epoch, .. } => epoch,
             _ => return Err(ShadowError::NoHello),
@@ -219,7 +219,7 @@ impl Shadow {
         blocking(move || {
             let mut inner = store.lock().unwrap_or_else(PoisonError::into_inner);
             let result = act(&mut inner);
-            let failure = result.as_ref().err().map(|error| chain(error));
+            let failure = result.as_ref().err().map(|error| super::chain(error));
             let now = status_of(&inner.store, failure);
             status.send_if_modified(|was| {
                 *was != now && {
@@ -248,16 +248,4 @@ async fn blocking<T: Send + 'static>(
     tokio::task::spawn_blocking(act)
         .await
         .map_err(|_| ShadowError::Stopped)?
-}
-
-/// An error with its causes, in one line.
-pub(super) fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        text.push_str(": ");
-        text.push_str(&cause.to_string());
-        source = cause.source();
-    }
-    text
 }

@@ -5,12 +5,12 @@ use std::io::{Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use nix::time::{ClockId, clock_gettime};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::time::MissedTickBehavior;
 use understudy_common::beacon::{TRACE_HEADER_LEN, TRACE_ROW_LEN, TraceError, TraceHeader};
 use understudy_common::id::HostId;
-use understudy_common::units::BootTime;
+
+use crate::clock::boot_time;
 
 use super::{SAMPLE_INTERVAL_MS, Telemetry, TelemetryConfig, TelemetryError};
 
@@ -150,11 +150,6 @@ fn open_trace(path: &Path, host: HostId) -> Result<File, RecordError> {
     file.set_len(TRACE_HEADER_LEN as u64 + whole).map_err(written)?;
     file.seek(SeekFrom::End(0)).map_err(written)?;
     Ok(file)
-}
-
-fn boot_time() -> BootTime {
-    let now = clock_gettime(ClockId::CLOCK_BOOTTIME).expect("every supported kernel has a boot clock");
-    BootTime(now.tv_sec() as u64 * 1_000_000_000 + now.tv_nsec() as u64)
 }
 
 #[cfg(test)]

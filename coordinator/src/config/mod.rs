@@ -4,11 +4,11 @@
 
 mod cluster;
 mod coordinator;
-mod key_path;
 
 use std::path::{Path, PathBuf};
 
 use understudy_common::identity::{Credentials, IdentityError};
+use understudy_common::key_path;
 
 pub use cluster::ClusterConfig;
 pub use coordinator::{CoordinatorConfig, Prediction};
@@ -62,7 +62,7 @@ impl<'a> File<'a> {
         let text = read_text(path)?;
         let raw = toml::from_str(&text).map_err(|error| ConfigError::Rule {
             path: path.to_owned(),
-            key: key_path::of(&text, &error),
+            key: key_path::of(&text, error.span()),
             rule: error.message().to_owned(),
         })?;
         Ok((Self { path }, raw))

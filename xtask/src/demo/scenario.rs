@@ -93,7 +93,7 @@ pub(super) fn predicted(scene: &mut Scene<'_>, acts: &mut Acts, class: Class) ->
     let started = scene.until("the fault to begin", PREPARE_MAX, |_| fault.when(Event::Started))?;
     let order = wait_for_order(scene, &plan, started)?;
     scene.measured.planned.lead_s = Some(lead_s(hard_failure(scene, &plan, started), order));
-    let model = &scene.watch.seen().status["prediction"]["model"];
+    let model = &scene.watch.seen().status["prediction"]["state"];
     scene.measured.planned.model = model.as_str().map(str::to_owned);
     let holder = scene.until("another host to serve", TAKEOVER_MAX, |seen| {
         seen.serving().filter(|holder| *holder != 1)

@@ -43,9 +43,12 @@ fn accept(endpoint: Endpoint, shadow: Shadow) -> tokio::task::JoinHandle<()> {
                     return;
                 };
                 while let Ok(pending) = link.accept_bi().await {
-                    if let Ok((_, sender, receiver)) = pending.kind().await {
+                    if let Ok((_, sender, mut receiver)) = pending.kind().await {
                         // A refusal reaches the other side, which is where the test looks.
-                        let _ = shadow.serve(link.principal(), sender, receiver).await;
+                        let Ok(Some(first)) = receiver.receive().await else {
+                            return;
+                        };
+                        let _ = shadow.serve(link.principal(), first, sender, receiver).await;
                     }
                 }
             });

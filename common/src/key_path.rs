@@ -1,9 +1,11 @@
 //! Where in a TOML file an error stands, as a dotted key path.
 
-/// The path of the key that `error` is about: the table header above it and the key on its line;
-/// `line N` where there is none.
-pub(super) fn of(text: &str, error: &toml::de::Error) -> String {
-    let Some(span) = error.span() else {
+use std::ops::Range;
+
+/// The path of the key at `span` (bytes of `text`, as the parser's error gives them): the table header
+/// above it and the key on its line; `line N` where there is none.
+pub fn of(text: &str, span: Option<Range<usize>>) -> String {
+    let Some(span) = span else {
         return "the file".to_owned();
     };
     let start = span.start.min(text.len());

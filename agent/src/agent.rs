@@ -1,0 +1,416 @@
+//! The agent: one loop that owns every decision of this host, and the tasks around it.
+//!
+//! Invariants: only the loop changes a machine, the leases or the gate. It never waits for a disk, a
+//! workload or a peer: what takes time is a driver's or a link's. When it stands still, leases end and
+//! the gate closes by itself.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::{broadcast, mpsc, watch};
+use tokio::task::JoinSet;
+use tokio::time::MissedTickBehavior;
+use understudy_common::beacon::Beacon;
+use understudy_common::id::{Epoch, ServiceId};
+use understudy_common::lease::LeaseTimes;
+use understudy_common::spec::ServiceSpec;
+use understudy_common::units::BootTime;
+use understudy_common::wire::{Hello, HostReport, Order, Refusal, Renew};
+use understudy_transport::{Endpoint, TransportError};
+
+use crate::clock::boot_time;
+use crate::config::AgentConfig;
+use crate::gate::{Gate as _, GateError, Guard, KernelGate};
+use crate::lease::{LeaseClient, SERVICES_MAX};
+use crate::net::{self, Asked, RENEWALS_MAX, Said, Uplink};
+use crate::service::{Action, Driver, DriverSettings, Event, Machine, Registry};
+use crate::sync;
+use crate::telemetry::{SAMPLE_INTERVAL_MS, Telemetry, TelemetryError};
+use crate::workload::{Cgroup, ThawGuard};
+
+/// How often the loop turns though nothing happens; also the longest time between two reports.
+const BEAT: Duration = Duration::from_millis(100);
+/// A closed gate answers RST for so long after the loop's last turn.
+const ALIVE: Duration = Duration::from_secs(1);
+/// How often the gate's pins and attachments are looked at.
+const REPAIR_EVERY: Duration = Duration::from_secs(1);
+/// Orders and answers that wait for the loop; links wait when it is full.
+const ASKED_MAX: usize = 64;
+/// Drivers' events that wait for the loop; drivers wait when it is full.
+const EVENTS_MAX: usize = 256;
+/// Beacons that a slow link may be behind.
+const BEACONS_MAX: usize = 16;
+
+#[derive(Debug, thiserror::Error)]
+pub enum AgentError {
+    #[error(transparent)]
+    Telemetry(#[from] TelemetryError),
+    #[error(transparent)]
+    Gate(#[from] GateError),
+    #[error(transparent)]
+    Transport(#[from] TransportError),
+    #[error("the number of this boot cannot be kept below {}", state_dir.display())]
+    Boot {
+        state_dir: PathBuf,
+        #[source]
+        source: io::Error,
+    },
+}
+
+/// Runs the agent until the returned future is dropped. Workloads go on without it; their leases end.
+///
+/// # Errors
+/// [`AgentError`] when it cannot start.
+pub async fn run(config: AgentConfig) -> Result<(), AgentError> {
+    let telemetry = Telemetry::open(config.host, &config.telemetry)?;
+    let pins_survived = config.pin_dir.join("GATE").exists();
+    let gate = KernelGate::load(&config.pin_dir)?;
+    let boot = crate::boot::number(&config.state_dir, pins_survived).map_err(|source| AgentError::Boot {
+        state_dir: config.state_dir.clone(),
+        source,
+    })?;
+    let endpoint = Endpoint::bind(config.listen, &config.credentials)?;
+    let hello = Hello {
+        host: config.host,
+        name: config.name.clone(),
+        boot,
+        addr: config.listen,
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+        inventory: telemetry.inventory(),
+    };
+    tracing::info!(host = %config.host, name = config.name, boot = format!("{boot:032x}"), "starts");
+
+    let (asked, inbox) = mpsc::channel(ASKED_MAX);
+    let (beacons, _) = broadcast::channel(BEACONS_MAX);
+    let report = HostReport {
+        host: config.host,
+        boot,
+        // Rises across restarts of the agent within one boot.
+        sequence: boot_time().0,
+        services: Vec::new(),
+    };
+    let reports = watch::Sender::new(report);
+    let said = Said {
+        hello: Arc::new(hello),
+        reports: reports.subscribe(),
+        beacons: beacons.clone(),
+        asked,
+    };
+    let registry = Registry::default();
+    // Dropped with this future, which ends them all.
+    let mut tasks = JoinSet::new();
+    let mut renewals = Vec::new();
+    for coordinator in &config.coordinators {
+        let (sender, queue) = mpsc::channel(RENEWALS_MAX);
+        renewals.push(sender);
+        let uplink = Uplink {
+            coordinator: *coordinator,
+            renewals: queue,
+        };
+        tasks.spawn(net::keep_linked(endpoint.clone(), uplink, said.clone()));
+    }
+    tasks.spawn(net::accept(endpoint.clone(), registry.clone()));
+    tasks.spawn(watch_host(telemetry, beacons));
+    let (events, happened) = mpsc::channel(EVENTS_MAX);
+    let agent = Agent {
+        lease: LeaseClient::new(config.host, LeaseTimes::DEFAULT, boot_time()),
+        thaw_guard: Arc::new(ThawGuard::of_this_program()),
+        services: BTreeMap::new(),
+        repair_at: BootTime::ZERO,
+        reported_at: BootTime::ZERO,
+        config,
+        gate,
+        endpoint,
+        registry,
+        events,
+        renewals,
+        reports,
+    };
+    agent.run(inbox, happened).await;
+    Ok(())
+}
+
+/// Samples the host and hands a beacon a second to the links.
+async fn watch_host(mut telemetry: Telemetry, beacons: broadcast::Sender<Beacon>) {
+    let mut interval = tokio::time::interval(Duration::from_millis(SAMPLE_INTERVAL_MS));
+    interval.set_missed_tick_behavior(MissedTickBehavior::Skip);
+    loop {
+        interval.tick().await;
+        if let Some(beacon) = telemetry.sample(boot_time()) {
+            // Nobody listens while no coordinator is connected.
+            let _ = beacons.send(beacon);
+        }
+    }
+}
+
+struct Service {
+    machine: Machine,
+    spec: ServiceSpec,
+    /// From the first guard on: the driver needs the cgroup.
+    driver: Option<Driver>,
+}
+
+struct Agent {
+    config: AgentConfig,
+    gate: KernelGate,
+    lease: LeaseClient,
+    services: BTreeMap<ServiceId, Service>,
+    thaw_guard: Arc<ThawGuard>,
+    endpoint: Endpoint,
+    registry: Registry,
+    events: mpsc::Sender<(ServiceId, Event)>,
+    renewals: Vec<mpsc::Sender<Renew>>,
+    reports: watch::Sender<HostReport>,
+    repair_at: BootTime,
+    reported_at: BootTime,
+}
+
+impl Agent {
+    async fn run(
+        mut self,
+        mut asked: mpsc::Receiver<Asked>,
+        mut happened: mpsc::Receiver<(ServiceId, Event)>,
+    ) {
+        loop {
+            let now = boot_time();
+            self.turn(now);
+            let pause = self.timeout(now).since(boot_time());
+            tokio::select! {
+                Some(asked) = asked.recv() => self.asked(asked),
+                Some((service, event)) = happened.recv() => {
+                    if let Some(known) = self.services.get_mut(&service) {
+                        known.machine.handle_event(boot_time(), event);
+                    }
+                }
+                () = tokio::time::sleep(pause) => {}
+            }
+        }
+    }
+
+    fn asked(&mut self, asked: Asked) {
+        match asked {
+            Asked::Order { order, answer } => {
+                let result = self.order(*order);
+                // The link is gone; the order stands.
+                let _ = answer.send(result);
+            }
+            Asked::Renewed(renewed) => self.lease.handle_renewed(boot_time(), &renewed),
+        }
+    }
+
+    fn order(&mut self, order: Order) -> Result<(), Refusal> {
+        if !self.services.contains_key(&order.service) && self.services.len() >= SERVICES_MAX {
+            return Err(Refusal::Busy(format!(
+                "services of this host, which knows {SERVICES_MAX}"
+            )));
+        }
+        let known = self.services.entry(order.service).or_insert_with(|| Service {
+            machine: Machine::new(order.service),
+            spec: order.spec.clone(),
+            driver: None,
+        });
+        if known.spec != order.spec {
+            return Err(Refusal::Invalid(format!(
+                "{} was declared differently before",
+                known.spec.name
+            )));
+        }
+        known.machine.handle_order(order)
+    }
+
+    /// Everything that is to be done now.
+    fn turn(&mut self, now: BootTime) {
+        if let Err(error) = self.gate.keep_alive(now + ALIVE) {
+            tracing::error!(
+                error = sync::chain(&error),
+                "the gate does not take a sign of life"
+            );
+        }
+        self.repair(now);
+        self.act(now);
+        self.lease.handle_tick(now);
+        while let Some(renew) = self.lease.poll_renew() {
+            for link in &self.renewals {
+                // A link that is behind or down gets the next one.
+                let _ = link.try_send(renew.clone());
+            }
+        }
+        self.open(now);
+        // An open gate may be what an address waited for.
+        self.act(now);
+        self.report(now);
+    }
+
+    fn timeout(&self, now: BootTime) -> BootTime {
+        let machines = self
+            .services
+            .values()
+            .filter_map(|known| known.machine.poll_timeout());
+        let due = machines.chain(self.lease.poll_timeout()).min();
+        due.map_or(now + BEAT, |due| due.min(now + BEAT))
+    }
+
+    fn act(&mut self, now: BootTime) {
+        let ids: Vec<ServiceId> = self.services.keys().copied().collect();
+        for id in ids {
+            while let Some(action) = self.next_action(id, now) {
+                if let Some(event) = self.perform(id, action)
+                    && let Some(known) = self.services.get_mut(&id)
+                {
+                    known.machine.handle_event(now, event);
+                }
+            }
+        }
+    }
+
+    fn next_action(&mut self, id: ServiceId, now: BootTime) -> Option<Action> {
+        self.services.get_mut(&id)?.machine.poll_action(now)
+    }
+
+    fn perform(&mut self, id: ServiceId, action: Action) -> Option<Event> {
+        let known = self.services.get(&id)?;
+        let address = known.spec.address;
+        match action {
+            Action::Guard => Some(match self.guard(id) {
+                Ok(floor) => Event::Guarded { floor },
+                Err(why) => {
+                    tracing::error!(service = %id, why, "the gate is not in force");
+                    Event::Unguarded { why }
+                }
+            }),
+            Action::Fence { epoch } => Some(match self.gate.fence(address, epoch) {
+                Ok(()) => {
+                    self.lease.fence(id, epoch);
+                    tracing::info!(service = %id, %epoch, "fenced");
+                    Event::Fenced { epoch }
+                }
+                Err(error) => {
+                    let why = sync::chain(&error);
+                    tracing::error!(service = %id, %epoch, why, "the gate cannot be closed");
+                    Event::FenceFailed { why }
+                }
+            }),
+            Action::Hold { epoch } => Some(match self.lease.hold(id, epoch) {
+                Ok(()) => Event::Held { epoch },
+                Err(error) => {
+                    let why = error.to_string();
+                    tracing::error!(service = %id, %epoch, why, "the lease cannot be held");
+                    Event::HoldRefused { why }
+                }
+            }),
+            Action::Do(job) => match &known.driver {
+                Some(driver) => {
+                    driver.give(job);
+                    None
+                }
+                // Before the first guard nothing of it runs that this agent could reach.
+                None => Some(Event::Finished(Err("the gate is not in force".to_owned()))),
+            },
+            Action::Interrupt => {
+                if let Some(driver) = &known.driver {
+                    driver.interrupt();
+                }
+                None
+            }
+        }
+    }
+
+    /// Puts the gate in force; what it was fenced at before counts.
+    fn guard(&mut self, id: ServiceId) -> Result<Epoch, String> {
+        let known = self.services.get_mut(&id).ok_or("it is not known")?;
+        let spec = &known.spec;
+        let cgroup =
+            Cgroup::create(self.config.cgroup.join(&spec.name)).map_err(|error| sync::chain(&error))?;
+        let guard = Guard {
+            address: spec.address,
+            interface: spec.interface.clone(),
+            cgroup: cgroup.path().to_owned(),
+        };
+        self.gate.guard(&guard).map_err(|error| sync::chain(&error))?;
+        let entry = self
+            .gate
+            .entry(spec.address)
+            .map_err(|error| sync::chain(&error))?;
+        let floor = Epoch(entry.map_or(0, |entry| entry.floor));
+        self.lease.fence(id, floor);
+        if known.driver.is_none() {
+            let settings = DriverSettings {
+                service: id,
+                host: self.config.host,
+                spec: spec.clone(),
+                state_dir: self.config.state_dir.clone(),
+                cgroup,
+                thaw_guard: Arc::clone(&self.thaw_guard),
+                endpoint: self.endpoint.clone(),
+                registry: self.registry.clone(),
+                events: self.events.clone(),
+            };
+            known.driver = Some(Driver::start(settings).map_err(|error| sync::chain(&error))?);
+        }
+        Ok(floor)
+    }
+
+    /// Looks whether the gate still is in force everywhere, and puts back what is not.
+    fn repair(&mut self, now: BootTime) {
+        if now < self.repair_at || self.services.is_empty() {
+            return;
+        }
+        self.repair_at = now + REPAIR_EVERY;
+        match self.gate.repair() {
+            Ok(repairs) => {
+                for repair in repairs {
+                    tracing::warn!(?repair, "the gate was put back");
+                }
+            }
+            Err(error) => {
+                let why = sync::chain(&error);
+                tracing::error!(why, "the gate cannot be put back: nothing is served without it");
+                for known in self.services.values_mut() {
+                    known
+                        .machine
+                        .handle_event(now, Event::Unguarded { why: why.clone() });
+                }
+            }
+        }
+    }
+
+    /// Puts extended leases into the gate.
+    fn open(&mut self, now: BootTime) {
+        while let Some(change) = self.lease.poll_gate() {
+            let Some(known) = self.services.get_mut(&change.service) else {
+                continue;
+            };
+            let (epoch, deadline) = (change.epoch, change.deadline);
+            match self.gate.open(known.spec.address, epoch, deadline) {
+                Ok(true) => known.machine.handle_event(now, Event::Opened { epoch, deadline }),
+                Ok(false) => {
+                    tracing::warn!(service = %change.service, %epoch, "a renewal of an epoch that is fenced here");
+                }
+                Err(error) => {
+                    tracing::error!(service = %change.service, error = sync::chain(&error), "the gate cannot be opened");
+                }
+            }
+        }
+    }
+
+    /// Tells the links when anything changed, and at least every beat.
+    fn report(&mut self, now: BootTime) {
+        let services: Vec<_> = self
+            .services
+            .values()
+            .filter_map(|known| known.machine.report(now))
+            .collect();
+        let changed = services != self.reports.borrow().services;
+        if !changed && now.since(self.reported_at) < BEAT {
+            return;
+        }
+        self.reported_at = now;
+        self.reports.send_modify(|report| {
+            report.sequence += 1;
+            report.services = services;
+        });
+    }
+}

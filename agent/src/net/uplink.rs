@@ -1,0 +1,202 @@
+//! One coordinator: dialled again and again, told everything that all of them are told, obeyed when
+//! it leads.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::{broadcast, mpsc, oneshot, watch};
+use tokio::task::JoinSet;
+use tokio::time::{Instant, sleep, timeout};
+use understudy_common::beacon::{Beacon, BeaconEncoder};
+use understudy_common::identity::Principal;
+use understudy_common::wire::{
+    self, Hello, HostReport, Order, Refusal, Renew, Renewed, Request, Response, StreamKind,
+};
+use understudy_transport::{Endpoint, Link, PendingCall, TransportError};
+
+use crate::config::Coordinator;
+
+/// Renewals that wait for one link; more are of no use, since each replaces the one before.
+pub const RENEWALS_MAX: usize = 4;
+const REDIAL_MIN: Duration = Duration::from_millis(100);
+const REDIAL_MAX: Duration = Duration::from_secs(2);
+const DIAL_MAX: Duration = Duration::from_secs(3);
+const HELLO_MAX: Duration = Duration::from_secs(5);
+/// A renewal that is answered later extends nothing.
+const RENEW_MAX: Duration = Duration::from_secs(1);
+const REPORT_MAX: Duration = Duration::from_secs(1);
+/// Pause between two reports, so that a burst of changes is one report.
+const REPORT_PAUSE: Duration = Duration::from_millis(5);
+
+/// From the links to the agent's loop.
+#[derive(Debug)]
+pub enum Asked {
+    Order {
+        order: Box<Order>,
+        answer: oneshot::Sender<Result<(), Refusal>>,
+    },
+    Renewed(Renewed),
+}
+
+/// What all coordinators are told.
+#[derive(Clone, Debug)]
+pub struct Said {
+    pub hello: Arc<Hello>,
+    pub reports: watch::Receiver<HostReport>,
+    pub beacons: broadcast::Sender<Beacon>,
+    /// To the agent's loop.
+    pub asked: mpsc::Sender<Asked>,
+}
+
+/// One coordinator and what it alone is told.
+#[derive(Debug)]
+pub struct Uplink {
+    pub coordinator: Coordinator,
+    pub renewals: mpsc::Receiver<Renew>,
+}
+
+/// Keeps a link to the coordinator for as long as the agent runs.
+pub async fn keep_linked(endpoint: Endpoint, mut uplink: Uplink, said: Said) {
+    let Coordinator { id, addr } = uplink.coordinator;
+    let (mut pause, mut told) = (REDIAL_MIN, false);
+    loop {
+        let dialled = timeout(DIAL_MAX, endpoint.dial(addr, Principal::Coordinator(id))).await;
+        match dialled.unwrap_or(Err(TransportError::Timeout(DIAL_MAX))) {
+            Ok(link) => {
+                tracing::info!(coordinator = %id, %addr, "connected");
+                (pause, told) = (REDIAL_MIN, false);
+                if let Err(error) = talk(&link, &mut uplink, &said).await {
+                    tracing::warn!(coordinator = %id, %error, "disconnected");
+                }
+                link.close("the agent begins anew");
+            }
+            Err(error) if told => tracing::debug!(coordinator = %id, %error, "no link"),
+            Err(error) => {
+                tracing::warn!(coordinator = %id, %error, "no link; it is tried again and again");
+                told = true;
+            }
+        }
+        sleep(pause).await;
+        pause = (pause * 2).min(REDIAL_MAX);
+    }
+}
+
+async fn talk(link: &Link, uplink: &mut Uplink, said: &Said) -> Result<(), TransportError> {
+    // A follower cannot register anybody: it says so, and the report brings it up again.
+    greet(link, said).await?;
+    tokio::select! {
+        ended = renewals(link, &mut uplink.renewals, &said.asked) => ended,
+        ended = reports(link, said) => ended,
+        ended = beacons(link, said.beacons.subscribe()) => ended,
+        ended = orders(link, &said.asked) => ended,
+    }
+}
+
+async fn greet(link: &Link, said: &Said) -> Result<(), TransportError> {
+    let hello = Request::Hello((*said.hello).clone());
+    match link.call(&hello, HELLO_MAX).await? {
+        Response::Refused(refusal) => {
+            tracing::warn!(who = %link.principal(), %refusal, "it does not take this host in");
+        }
+        Response::Done | Response::NotLeader(_) | Response::Renewed(_) | Response::Document(_) => {}
+    }
+    Ok(())
+}
+
+async fn renewals(
+    link: &Link,
+    queue: &mut mpsc::Receiver<Renew>,
+    asked: &mpsc::Sender<Asked>,
+) -> Result<(), TransportError> {
+    let mut calls = JoinSet::new();
+    loop {
+        tokio::select! {
+            renew = queue.recv() => {
+                let Some(renew) = renew else { return Ok(()) };
+                let link = link.clone();
+                calls.spawn(async move { link.call(&Request::Renew(renew), RENEW_MAX).await });
+            }
+            Some(call) = calls.join_next() => match call {
+                Ok(Ok(Response::Renewed(renewed))) => {
+                    // The loop is gone only when the agent stops.
+                    let _ = asked.send(Asked::Renewed(renewed)).await;
+                }
+                Ok(Ok(_) | Err(TransportError::Timeout(_))) | Err(_) => {}
+                Ok(Err(error)) => return Err(error),
+            }
+        }
+    }
+}
+
+/// Sends the newest report whenever there is a new one. The agent's loop makes one at least every beat.
+async fn reports(link: &Link, said: &Said) -> Result<(), TransportError> {
+    let mut reports = said.reports.clone();
+    reports.mark_changed();
+    while reports.changed().await.is_ok() {
+        let begun = Instant::now();
+        let report = reports.borrow_and_update().clone();
+        match link.call(&Request::Report(report), REPORT_MAX).await {
+            Ok(Response::Refused(Refusal::Unknown(_))) => greet(link, said).await?,
+            Ok(_) | Err(TransportError::Timeout(_)) => {}
+            Err(error) => return Err(error),
+        }
+        sleep(REPORT_PAUSE.saturating_sub(begun.elapsed())).await;
+    }
+    Ok(())
+}
+
+async fn beacons(link: &Link, mut beacons: broadcast::Receiver<Beacon>) -> Result<(), TransportError> {
+    let mut stream = link.open_uni(StreamKind::Beacon).await?;
+    let mut encoder = BeaconEncoder::default();
+    loop {
+        match beacons.recv().await {
+            Ok(beacon) => stream.send(&encoder.encode(&beacon)).await?,
+            Err(broadcast::error::RecvError::Lagged(missed)) => {
+                tracing::warn!(who = %link.principal(), missed, "the link is too slow for beacons");
+            }
+            Err(broadcast::error::RecvError::Closed) => return Ok(()),
+        }
+    }
+}
+
+async fn orders(link: &Link, asked: &mpsc::Sender<Asked>) -> Result<(), TransportError> {
+    let mut calls = JoinSet::new();
+    loop {
+        let stream = link.accept_bi().await?;
+        while calls.try_join_next().is_some() {}
+        let (who, asked) = (link.principal(), asked.clone());
+        // The transport bounds how many of them a peer may have open.
+        calls.spawn(async move {
+            if let Err(error) = take_order(stream, &asked).await {
+                tracing::debug!(%who, %error, "a call ended");
+            }
+        });
+    }
+}
+
+async fn take_order(stream: PendingCall, asked: &mpsc::Sender<Asked>) -> Result<(), TransportError> {
+    let (kind, mut sender, mut receiver) = stream.kind().await?;
+    if kind != StreamKind::Rpc {
+        return Err(TransportError::UnknownStream(kind as u8));
+    }
+    let Some(frame) = receiver.receive().await? else {
+        return Ok(());
+    };
+    let response = match wire::decode::<Request>(&frame)? {
+        Request::Order(order) => {
+            let (answer, answered) = oneshot::channel();
+            let order = Box::new(order);
+            // The loop is gone only when the agent stops.
+            let _ = asked.send(Asked::Order { order, answer }).await;
+            match answered.await {
+                Ok(Ok(())) => Response::Done,
+                Ok(Err(refusal)) => Response::Refused(refusal),
+                Err(_) => Response::Refused(Refusal::Busy("this agent, which stops".to_owned())),
+            }
+        }
+        _ => Response::Refused(Refusal::Invalid("agents take orders only".to_owned())),
+    };
+    sender.send(&wire::encode(&response)).await?;
+    sender.finish();
+    Ok(())
+}

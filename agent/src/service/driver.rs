@@ -1,0 +1,391 @@
+//! Does one service's jobs, one after the other: the thin shell between the machine and the engines.
+//!
+//! Invariants: decides nothing. A job is answered by exactly one [`Event::Finished`]; what goes on
+//! between jobs (an engine's progress, the end of a workload) is told as it happens.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use tokio::sync::{Notify, mpsc, watch};
+use tokio::task::JoinHandle;
+use understudy_common::delta::Manifest;
+use understudy_common::id::{Epoch, GenerationId, HostId, ServiceId};
+use understudy_common::spec::ServiceSpec;
+use understudy_common::wire::{CopyState, Peer};
+use understudy_transport::Endpoint;
+
+use super::{Event, Job, Outcome, SyncStatus};
+use crate::sync::scan::ScanSource;
+use crate::sync::tracker::{ChangeSource, KernelTracker, TrackerLimits};
+use crate::sync::{self, Primary, PrimarySettings, PrimaryStatus, Shadow, ShadowSettings, ShadowStatus};
+use crate::traffic::{TrafficDriver as _, VirtualIp};
+use crate::workload::{Cgroup, CgroupFreezer, CommandWorkload, ThawGuard, WorkloadError, wait_healthy};
+
+/// How long the final cut waits for shadows that do not answer.
+const FINAL_CUT_MAX: Duration = Duration::from_secs(10);
+
+/// The copies on this host that take generations, for whoever accepts streams.
+#[derive(Clone, Debug, Default)]
+pub struct Registry(Arc<Mutex<BTreeMap<ServiceId, Shadow>>>);
+
+impl Registry {
+    pub fn get(&self, service: ServiceId) -> Option<Shadow> {
+        self.lock().get(&service).cloned()
+    }
+
+    fn lock(&self) -> MutexGuard<'_, BTreeMap<ServiceId, Shadow>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[derive(Clone)]
+pub struct DriverSettings {
+    pub service: ServiceId,
+    pub host: HostId,
+    pub spec: ServiceSpec,
+    pub state_dir: PathBuf,
+    pub cgroup: Cgroup,
+    pub thaw_guard: Arc<ThawGuard>,
+    pub endpoint: Endpoint,
+    pub registry: Registry,
+    /// Bounded; what does not fit is waited for.
+    pub events: mpsc::Sender<(ServiceId, Event)>,
+}
+
+/// The agent's end.
+#[derive(Debug)]
+pub struct Driver {
+    jobs: mpsc::Sender<Job>,
+    interrupt: Arc<Notify>,
+}
+
+impl Driver {
+    /// # Errors
+    /// [`WorkloadError::Io`] when the cgroup cannot be used.
+    pub fn start(settings: DriverSettings) -> Result<Self, WorkloadError> {
+        let log = settings
+            .state_dir
+            .join("log")
+            .join(format!("{}.log", settings.spec.name));
+        let workload = CommandWorkload::adopt(settings.cgroup.clone(), settings.spec.workload.clone(), log)?;
+        let spec = &settings.spec;
+        let address = VirtualIp::new(spec.address, spec.prefix_len, spec.interface.clone());
+        let interrupt = Arc::new(Notify::new());
+        // One job is under way at a time, so one place is enough.
+        let (jobs, inbox) = mpsc::channel(1);
+        let worker = Worker {
+            workload: Arc::new(workload),
+            address,
+            engine: Engine::None,
+            interrupt: Arc::clone(&interrupt),
+            settings,
+        };
+        tokio::spawn(worker.run(inbox));
+        Ok(Self { jobs, interrupt })
+    }
+
+    /// Gives it the next job. The machine asks for one only after the last has finished.
+    pub fn give(&self, job: Job) {
+        if let Err(error) = self.jobs.try_send(job) {
+            tracing::error!(%error, "a job was given to a driver that is busy or gone");
+        }
+    }
+
+    pub fn interrupt(&self) {
+        self.interrupt.notify_one();
+    }
+}
+
+enum Engine {
+    None,
+    Primary(Primary, Forward),
+    Shadow { copy: Shadow, _forward: Forward },
+}
+
+/// Passes an engine's status on until it is dropped.
+struct Forward(JoinHandle<()>);
+
+impl Drop for Forward {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
+}
+
+struct Worker {
+    settings: DriverSettings,
+    workload: Arc<CommandWorkload>,
+    address: VirtualIp,
+    engine: Engine,
+    interrupt: Arc<Notify>,
+}
+
+impl Worker {
+    async fn run(mut self, mut jobs: mpsc::Receiver<Job>) {
+        let mut watching = false;
+        loop {
+            let workload = Arc::clone(&self.workload);
+            let job = tokio::select! {
+                job = jobs.recv() => job,
+                exited = workload.exited(), if watching => {
+                    watching = false;
+                    let why = match exited {
+                        Ok(Some(status)) => format!("the workload ended: {status}"),
+                        Ok(None) => "the workload ended".to_owned(),
+                        Err(error) => sync::chain(&error),
+                    };
+                    self.tell(Event::WorkloadExited { why }).await;
+                    continue;
+                }
+            };
+            let Some(job) = job else { return };
+            let starts = job == Job::StartWorkload;
+            let begun = tokio::time::Instant::now();
+            tracing::info!(service = %self.settings.spec.name, ?job, "begins");
+            let result = self.perform(job).await;
+            let took_ms = begun.elapsed().as_millis();
+            match &result {
+                Ok(_) => tracing::info!(service = %self.settings.spec.name, took_ms, "done"),
+                Err(why) => tracing::warn!(service = %self.settings.spec.name, took_ms, why, "failed"),
+            }
+            watching = if starts { result.is_ok() } else { watching };
+            self.tell(Event::Finished(result)).await;
+        }
+    }
+
+    async fn tell(&self, event: Event) {
+        // The agent's loop is gone only when the agent stops.
+        let _ = self.settings.events.send((self.settings.service, event)).await;
+    }
+
+    async fn perform(&mut self, job: Job) -> Result<Outcome, String> {
+        let done = |()| Outcome::Done;
+        match job {
+            Job::Own { epoch, from, shadows } => self.own(epoch, from, shadows).await.map(done),
+            Job::SetShadows(shadows) => {
+                if let Engine::Primary(primary, _) = &mut self.engine {
+                    primary.set_shadows(shadows);
+                }
+                Ok(Outcome::Done)
+            }
+            Job::FinalCut => match &self.engine {
+                Engine::Primary(primary, _) => {
+                    let cut = primary.final_cut(FINAL_CUT_MAX).await;
+                    cut.map(Outcome::Cut).map_err(|error| sync::chain(&error))
+                }
+                Engine::None | Engine::Shadow { .. } => Err("nothing is being cut".to_owned()),
+            },
+            Job::Disown | Job::Unfollow => {
+                self.end_engine().await;
+                Ok(Outcome::Done)
+            }
+            Job::Follow { primary, epoch } => self.follow(primary, epoch).await.map(done),
+            Job::StartWorkload => self.start_workload().await.map(done),
+            Job::StopWorkload => {
+                let stopped = self.workload.stop().await;
+                stopped
+                    .map(|_| Outcome::Done)
+                    .map_err(|error| sync::chain(&error))
+            }
+            Job::TakeAddress => {
+                let taken = self.address.take().await;
+                taken.map(done).map_err(|error| sync::chain(&error))
+            }
+            Job::LeaveAddress => {
+                let left = self.address.leave().await;
+                left.map(done).map_err(|error| sync::chain(&error))
+            }
+        }
+    }
+
+    fn paths(&self) -> Vec<PathBuf> {
+        self.settings.spec.paths.iter().map(PathBuf::from).collect()
+    }
+
+    async fn own(
+        &mut self,
+        epoch: Epoch,
+        from: Option<GenerationId>,
+        shadows: Vec<Peer>,
+    ) -> Result<(), String> {
+        let start = self.promote(epoch, from).await?;
+        let paths = self.paths();
+        let source = blocking(move || Ok(change_source(paths))).await?;
+        let DriverSettings { spec, cgroup, .. } = &self.settings;
+        let freezer = CgroupFreezer::new(cgroup.path(), Arc::clone(&self.settings.thaw_guard));
+        let settings = PrimarySettings {
+            service: self.settings.service,
+            name: spec.name.clone(),
+            epoch,
+            host: self.settings.host,
+            paths: self.paths(),
+            state_dir: self.settings.state_dir.clone(),
+            consistency: spec.consistency,
+            freeze_ms_max: spec.freeze_ms_max,
+            freezer: Some(Arc::new(freezer)),
+            source,
+            start,
+        };
+        let mut primary = Primary::start(settings, self.settings.endpoint.clone())
+            .await
+            .map_err(|error| sync::chain(&error))?;
+        self.end_engine().await;
+        primary.set_shadows(shadows);
+        let forward = self.forward(primary.status(), of_primary);
+        self.engine = Engine::Primary(primary, forward);
+        Ok(())
+    }
+
+    /// What the primary starts from: the copy's newest sealed generation, or nothing known when the
+    /// files are already this host's own.
+    async fn promote(
+        &mut self,
+        epoch: Epoch,
+        from: Option<GenerationId>,
+    ) -> Result<Option<(GenerationId, Manifest)>, String> {
+        let (state_dir, name) = (self.settings.state_dir.clone(), self.settings.spec.name.clone());
+        let own =
+            blocking(move || sync::is_own(&state_dir, &name).map_err(|error| sync::chain(&error))).await?;
+        let Some(from) = from.filter(|_| !own) else {
+            return Ok(None);
+        };
+        let shadow = match &self.engine {
+            Engine::Shadow { copy, .. } => copy.clone(),
+            Engine::None | Engine::Primary(..) => self.open_shadow().await?,
+        };
+        let promoted = shadow.promote(epoch).await;
+        let promoted = promoted.map_err(|error| sync::chain(&error))?;
+        if promoted.generation < from {
+            return Err(format!(
+                "the copy here is at {}, but {from} was to take over",
+                promoted.generation
+            ));
+        }
+        tracing::info!(service = %self.settings.spec.name, %epoch, generation = %promoted.generation, "promoted");
+        Ok(Some((promoted.generation, promoted.manifest)))
+    }
+
+    async fn open_shadow(&self) -> Result<Shadow, String> {
+        let settings = ShadowSettings {
+            service: self.settings.service,
+            name: self.settings.spec.name.clone(),
+            paths: self.paths(),
+            state_dir: self.settings.state_dir.clone(),
+        };
+        Shadow::open(settings).await.map_err(|error| sync::chain(&error))
+    }
+
+    async fn follow(&mut self, primary: HostId, epoch: Epoch) -> Result<(), String> {
+        if let Engine::Shadow { copy, .. } = &self.engine {
+            copy.set_primary(primary, epoch);
+            return Ok(());
+        }
+        self.end_engine().await;
+        let copy = self.open_shadow().await?;
+        copy.set_primary(primary, epoch);
+        let registered = copy.clone();
+        self.settings
+            .registry
+            .lock()
+            .insert(self.settings.service, registered);
+        self.engine = Engine::Shadow {
+            _forward: self.forward(copy.status(), of_shadow),
+            copy,
+        };
+        Ok(())
+    }
+
+    async fn end_engine(&mut self) {
+        self.settings.registry.lock().remove(&self.settings.service);
+        if let Engine::Primary(primary, forward) = std::mem::replace(&mut self.engine, Engine::None) {
+            drop(forward);
+            primary.stop().await;
+        }
+    }
+
+    fn forward<T: Send + Sync + 'static>(
+        &self,
+        mut status: watch::Receiver<T>,
+        read: fn(&T) -> SyncStatus,
+    ) -> Forward {
+        let (service, events) = (self.settings.service, self.settings.events.clone());
+        Forward(tokio::spawn(async move {
+            status.mark_changed();
+            while status.changed().await.is_ok() {
+                let now = read(&status.borrow_and_update());
+                if events.send((service, Event::Sync(now))).await.is_err() {
+                    return;
+                }
+            }
+        }))
+    }
+
+    async fn start_workload(&self) -> Result<(), String> {
+        let result = self.start_and_wait().await;
+        if result.is_err()
+            && let Err(error) = self.workload.stop().await
+        {
+            tracing::warn!(service = %self.settings.spec.name, error = sync::chain(&error), "cannot end what did not start");
+        }
+        result
+    }
+
+    async fn start_and_wait(&self) -> Result<(), String> {
+        let failed = |error: WorkloadError| sync::chain(&error);
+        if !self.workload.is_running().map_err(failed)? {
+            self.workload.start().await.map_err(failed)?;
+        }
+        let spec = &self.settings.spec.workload;
+        tokio::select! {
+            well = wait_healthy(&spec.health, spec.start_timeout) => {
+                well.map_err(|error| format!("it does not become well: {}", sync::chain(&error)))
+            }
+            exited = self.workload.exited() => Err(match exited.map_err(failed)? {
+                Some(status) => format!("it ended while it started: {status}; its output is in {}", self.workload.log().display()),
+                None => "it ended while it started".to_owned(),
+            }),
+            () = self.interrupt.notified() => Err("it is no longer wanted".to_owned()),
+        }
+    }
+}
+
+/// The kernel's dirty ranges where the file system has them, else a scan.
+fn change_source(paths: Vec<PathBuf>) -> Box<dyn ChangeSource> {
+    match KernelTracker::open(&paths, TrackerLimits::default()) {
+        Ok(tracker) => Box::new(tracker),
+        Err(error) => {
+            tracing::warn!(why = sync::chain(&error), "changes are found by scanning");
+            Box::new(ScanSource::new(paths))
+        }
+    }
+}
+
+async fn blocking<T: Send + 'static>(
+    act: impl FnOnce() -> Result<T, String> + Send + 'static,
+) -> Result<T, String> {
+    let stopping = |_| "the agent is stopping".to_owned();
+    tokio::task::spawn_blocking(act).await.map_err(stopping)?
+}
+
+fn of_primary(status: &PrimaryStatus) -> SyncStatus {
+    SyncStatus {
+        // A primary's files are no copy of anybody's.
+        copy: CopyState::Cold,
+        generation: status.generation,
+        acked: status.acked.clone(),
+        final_cut: status.final_cut.clone(),
+        figures: status.figures.clone(),
+        failure: status.failure.clone(),
+    }
+}
+
+fn of_shadow(status: &ShadowStatus) -> SyncStatus {
+    SyncStatus {
+        copy: status.copy,
+        generation: status.generation,
+        figures: status.figures.clone(),
+        failure: status.failure.clone(),
+        ..SyncStatus::default()
+    }
+}
