@@ -275,7 +275,7 @@ impl Background {
             cpu_percent: 2,
             resident_mib: 24,
             load_kib_s: 40_960,
-            write_kib_s: 2_048,
+            write_kib_s: 4_096,
             fsync_ms: 250,
             requests_s: 20,
             burst_s: 0,

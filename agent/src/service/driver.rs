@@ -79,6 +79,7 @@ impl Driver {
             workload: Arc::new(workload),
             address,
             engine: Engine::None,
+            warm: None,
             interrupt: Arc::clone(&interrupt),
             settings,
         };
@@ -113,11 +114,39 @@ impl Drop for Forward {
     }
 }
 
+/// A change source that is ready before it is needed: loading kernel programs takes most of a second.
+struct Warm(JoinHandle<Option<Box<dyn ChangeSource>>>);
+
+impl Drop for Warm {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
+}
+
+impl Warm {
+    /// Opens the source once the copy is ready, when its directories exist.
+    fn up(mut status: watch::Receiver<ShadowStatus>, paths: Vec<PathBuf>) -> Self {
+        Self(tokio::spawn(async move {
+            status.wait_for(|now| now.copy == CopyState::Ready).await.ok()?;
+            tokio::task::spawn_blocking(|| change_source(paths)).await.ok()
+        }))
+    }
+
+    async fn ready(mut self) -> Option<Box<dyn ChangeSource>> {
+        if !self.0.is_finished() {
+            return None;
+        }
+        (&mut self.0).await.ok().flatten()
+    }
+}
+
 struct Worker {
     settings: DriverSettings,
     workload: Arc<CommandWorkload>,
     address: VirtualIp,
     engine: Engine,
+    /// While it follows.
+    warm: Option<Warm>,
     interrupt: Arc<Notify>,
 }
 
@@ -210,8 +239,15 @@ impl Worker {
         shadows: Vec<Peer>,
     ) -> Result<(), String> {
         let start = self.promote(epoch, from).await?;
+        let warm = match self.warm.take() {
+            Some(warm) => warm.ready().await,
+            None => None,
+        };
         let paths = self.paths();
-        let source = blocking(move || Ok(change_source(paths))).await?;
+        let source = match warm {
+            Some(source) => source,
+            None => blocking(move || Ok(change_source(paths))).await?,
+        };
         let DriverSettings { spec, cgroup, .. } = &self.settings;
         let freezer = CgroupFreezer::new(cgroup.path(), Arc::clone(&self.settings.thaw_guard));
         let settings = PrimarySettings {
@@ -289,6 +325,7 @@ impl Worker {
             .registry
             .lock()
             .insert(self.settings.service, registered);
+        self.warm = Some(Warm::up(copy.status(), self.paths()));
         self.engine = Engine::Shadow {
             _forward: self.forward(copy.status(), of_shadow),
             copy,
@@ -298,6 +335,7 @@ impl Worker {
 
     async fn end_engine(&mut self) {
         self.settings.registry.lock().remove(&self.settings.service);
+        self.warm = None;
         if let Engine::Primary(primary, forward) = std::mem::replace(&mut self.engine, Engine::None) {
             drop(forward);
             primary.stop().await;

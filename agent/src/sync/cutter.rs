@@ -17,7 +17,7 @@ use understudy_common::spec::Consistency;
 use understudy_common::wire::SyncFigures;
 
 use super::roots::{Roots, Seen, look, read_range};
-use super::tracker::{ChangeSource, DirtySet, InodeKey, PAGE, PageSet, rearm};
+use super::tracker::{ChangeSource, DirtySet, InodeKey, PAGE, PageSet, Rearmer};
 use crate::workload::{FreezeError, Freezer};
 
 /// Live rounds before a cut while much is being written.
@@ -31,6 +31,11 @@ const DISCARDS_MAX: u32 = 3;
 /// Content that is kept from reading until it is sent; more is read again.
 const CONTENT_BYTES_MAX: usize = 64 << 20;
 const FREEZES_KEPT: usize = 512;
+/// How long a cut waits for the disk to take what is dirty. What it has not taken by then is read
+/// inside the freeze as well.
+const REARM_MAX: Duration = Duration::from_millis(20);
+/// Files open at one time for that.
+const REARM_FILES_MAX: usize = 64;
 
 /// What changed between two cuts.
 #[derive(Clone, Debug, Default)]
@@ -44,6 +49,8 @@ pub struct Cutter {
     roots: Roots,
     source: Box<dyn ChangeSource>,
     freezer: Option<Arc<dyn Freezer>>,
+    /// Started with the first batch.
+    rearmer: Option<Rearmer>,
     consistency: Consistency,
     freeze_max: Duration,
     work: Manifest,
@@ -55,6 +62,16 @@ pub struct Cutter {
     discards: u32,
     freezes_us: Vec<u64>,
     pub figures: SyncFigures,
+}
+
+/// Who may write while pages are read.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Look {
+    /// The workload runs: pages are write-protected before they are read.
+    Live,
+    Frozen,
+    /// The workload has stopped.
+    Still,
 }
 
 enum Outcome {
@@ -75,6 +92,7 @@ impl Cutter {
             roots,
             source,
             freezer,
+            rearmer: None,
             consistency,
             freeze_max,
             work: Manifest::default(),
@@ -159,16 +177,17 @@ impl Cutter {
     }
 
     fn attempt(&mut self, forced: bool, stopped: bool) -> io::Result<Option<Delta>> {
-        let mut tail = BTreeMap::new();
+        let mut tail: BTreeMap<InodeKey, PageSet> = BTreeMap::new();
+        let look = if stopped { Look::Still } else { Look::Live };
         for round in 1.. {
             let marked = self.swap();
             let mut dirty = std::mem::take(&mut self.carried);
             let fresh: BTreeSet<InodeKey> = marked.pages.keys().copied().collect();
             dirty.merge(marked);
             let before = self.figures.bytes_read;
-            self.take(dirty, false, &mut |key, rest: PageSet| {
-                if fresh.contains(&key) && !rest.is_empty() {
-                    tail.insert(key, rest);
+            self.take(dirty, look, &mut |key, rest, rearmed| {
+                if !rest.is_empty() && (fresh.contains(&key) || !rearmed) {
+                    tail.entry(key).or_default().union(&rest);
                 }
             })?;
             let small = self.figures.bytes_read - before < ROUND_BYTES_SMALL;
@@ -207,7 +226,11 @@ impl Cutter {
             pages: tail,
             ..DirtySet::default()
         });
-        let outcome = self.take(rest.clone(), !stopped, &mut |_, _| {})?;
+        let outcome = self.take(
+            rest.clone(),
+            if stopped { Look::Still } else { Look::Frozen },
+            &mut |_, _, _| {},
+        )?;
         let written_meanwhile = frozen.is_some() && self.source.exact() && self.source.pending();
         if let Some((frozen, begun)) = frozen {
             drop(frozen);
@@ -263,12 +286,13 @@ impl Cutter {
         self.figures.freeze_us_p99 = sorted[(sorted.len() * 99).div_ceil(100) - 1];
     }
 
-    /// Looks at names and reads pages. `tail` gets what lies behind each file's end at its live read.
+    /// Looks at names and reads pages. `tail` gets what has to be read once more: what lies behind each
+    /// file's end at its live read, or all of it where the disk did not let it be rearmed (false).
     fn take(
         &mut self,
         dirty: DirtySet,
-        frozen: bool,
-        tail: &mut dyn FnMut(InodeKey, PageSet),
+        look: Look,
+        tail: &mut dyn FnMut(InodeKey, PageSet, bool),
     ) -> io::Result<Outcome> {
         let mut paths = BTreeSet::new();
         if dirty.names.walk_all {
@@ -312,14 +336,55 @@ impl Cutter {
                     .sum::<u64>()
             })
             .sum();
-        if frozen && bytes > FROZEN_BYTES_MAX && self.discards < DISCARDS_MAX {
+        if look == Look::Frozen && bytes > FROZEN_BYTES_MAX && self.discards < DISCARDS_MAX {
             self.carried.pages = pages;
             return Ok(Outcome::TooMuch);
         }
-        for (&key, pages) in &pages {
-            self.read(key, pages, frozen, tail)?;
+        // So much would make the freeze long: then rather the disk is waited for.
+        let deadline = (bytes <= FROZEN_BYTES_MAX / 2).then(|| Instant::now() + REARM_MAX);
+        let mut todo = pages.iter();
+        loop {
+            let batch: Vec<_> = todo.by_ref().take(REARM_FILES_MAX).collect();
+            if batch.is_empty() {
+                return Ok(Outcome::Read(pages));
+            }
+            let rearmed = look != Look::Live || self.rearm(&batch, deadline)?;
+            for (&key, pages) in batch {
+                self.read(key, pages, rearmed, tail)?;
+            }
         }
-        Ok(Outcome::Read(pages))
+    }
+
+    fn rearm(&mut self, batch: &[(&InodeKey, &PageSet)], deadline: Option<Instant>) -> io::Result<bool> {
+        if !self.source.exact() {
+            return Ok(true);
+        }
+        let mut files = Vec::with_capacity(batch.len());
+        for (key, pages) in batch {
+            if let Some((_, file)) = self.open(**key)? {
+                files.push((file, (*pages).clone()));
+            }
+        }
+        let rearmer = match &mut self.rearmer {
+            Some(rearmer) => rearmer,
+            none => none.insert(Rearmer::start()?),
+        };
+        rearmer.rearm(files, deadline)
+    }
+
+    /// The file behind a key; none when its name is gone, since its name event is on the way then.
+    fn open(&self, key: InodeKey) -> io::Result<Option<(RelPath, File)>> {
+        let Some(path) = self.paths.get(&key) else {
+            return Ok(None);
+        };
+        let Some(absolute) = self.roots.absolute(path) else {
+            return Ok(None);
+        };
+        match File::open(&absolute) {
+            Ok(file) => Ok(Some((path.clone(), file))),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(error),
+        }
     }
 
     /// Length of a file now; 0 when it is gone.
@@ -340,24 +405,12 @@ impl Cutter {
         &mut self,
         key: InodeKey,
         pages: &PageSet,
-        frozen: bool,
-        tail: &mut dyn FnMut(InodeKey, PageSet),
+        rearmed: bool,
+        tail: &mut dyn FnMut(InodeKey, PageSet, bool),
     ) -> io::Result<()> {
-        let Some(path) = self.paths.get(&key).cloned() else {
+        let Some((path, file)) = self.open(key)? else {
             return Ok(());
         };
-        let Some(absolute) = self.roots.absolute(&path) else {
-            return Ok(());
-        };
-        let file = match File::open(&absolute) {
-            Ok(file) => file,
-            // Its name event is on the way.
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
-            Err(error) => return Err(error),
-        };
-        if !frozen && self.source.exact() {
-            rearm(file.as_fd(), pages)?;
-        }
         let meta = file.metadata()?;
         if (InodeKey {
             dev: meta.dev(),
@@ -408,7 +461,12 @@ impl Cutter {
             self.delta.touched.insert(path);
         }
         self.figures.bytes_read += bytes_read;
-        tail(key, pages.from_page(size / PAGE));
+        let again = if rearmed {
+            pages.from_page(size / PAGE)
+        } else {
+            pages
+        };
+        tail(key, again, rearmed);
         Ok(())
     }
 

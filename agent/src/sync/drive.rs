@@ -121,20 +121,28 @@ impl Engine {
             } else {
                 next
             };
-            match inbox.recv_timeout(until.saturating_duration_since(Instant::now())) {
-                Ok(Event::Stop(reply)) => {
+            let mut event = inbox.recv_timeout(until.saturating_duration_since(Instant::now()));
+            // All that has come: a cycle that takes long must not make the answers queue up.
+            while let Ok(happened) = event {
+                if let Event::Stop(reply) = happened {
                     if let Some(reply) = reply {
                         // Whoever asked has gone when this fails.
                         let _ = reply.send(());
                     }
                     return;
                 }
-                Ok(event) => self.handle(event),
-                Err(engine::RecvTimeoutError::Timeout) => {}
-                Err(engine::RecvTimeoutError::Disconnected) => return,
+                self.handle(happened);
+                event = inbox.try_recv().map_err(|error| match error {
+                    engine::TryRecvError::Empty => engine::RecvTimeoutError::Timeout,
+                    engine::TryRecvError::Disconnected => engine::RecvTimeoutError::Disconnected,
+                });
+            }
+            if event.is_err_and(|error| error == engine::RecvTimeoutError::Disconnected) {
+                return;
             }
             if Instant::now() >= next {
-                next = Instant::now() + self.tick();
+                let pause = self.tick();
+                next = Instant::now() + pause;
             }
             self.ship();
             self.answer_final();

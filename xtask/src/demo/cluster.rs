@@ -12,7 +12,7 @@ use serde_json::Value;
 use understudy_testbed::fault::{Background, DEMO_MEMORY_LIMIT_MIB, Running};
 use understudy_testbed::{Host, HostSpec, Process, Testbed, wait_for};
 
-use super::redis::Redis;
+use super::redis::{Redis, Reply};
 use crate::repo;
 
 pub(super) const NAMES: [&str; 3] = ["a", "b", "c"];
@@ -367,7 +367,16 @@ fn fill(at: SocketAddr) -> Result<()> {
             ensure!(reply.is_ok(), "Redis answered a value with {reply:?}");
         }
     }
-    Ok(())
+    // As after any rewrite: what is old is in the base file, what is new is appended beside it.
+    redis.ask(&[b"BGREWRITEAOF"])?;
+    wait_for("Redis to rewrite its file", PATIENCE, || {
+        let Reply::Bulk(Some(text)) = redis.ask(&[b"INFO", b"persistence"]).ok()? else {
+            return None;
+        };
+        let text = String::from_utf8_lossy(&text);
+        let is_over = |what: &str| text.contains(&format!("aof_rewrite_{what}:0"));
+        (is_over("in_progress") && is_over("scheduled")).then_some(())
+    })
 }
 
 /// Different for each number and not compressible by repetition within a page.

@@ -11,7 +11,7 @@ use understudy_testbed::boot_ns;
 
 use super::cluster::{Questions, SERVICE};
 
-const PAUSE: Duration = Duration::from_millis(250);
+const PAUSE: Duration = Duration::from_millis(500);
 
 #[derive(Clone, Debug, Default)]
 pub(super) struct Seen {

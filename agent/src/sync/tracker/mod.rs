@@ -22,6 +22,8 @@
 //! - **Rearm never inside the freeze**: it waits for the disk. R2 is read without it, so a store that
 //!   was already past its page fault may land after the thaw with no new event: R2 is carried into
 //!   the next R1.
+//! - **A rearm that is not done in time did not happen**: the pages of R1 are read in the freeze as
+//!   well and carried, like R2, so that a slow disk makes no generation wait.
 //! - **tail(R1)**: the pages of R1 from the page that holds the file's end (`size / PAGE`, the size
 //!   being the one `fstat` gave just before the live read). A write marks its pages before it moves
 //!   the end of the file; a live read in between comes back short.
@@ -52,7 +54,7 @@ use std::path::PathBuf;
 
 pub use kernel::{KernelTracker, TrackerLimits};
 pub use pages::{PAGE, PageSet};
-pub use rearm::rearm;
+pub use rearm::{Rearmer, rearm};
 
 /// A file as `stat` names it: `st_dev` in the encoding of stat, and the inode number.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]

@@ -1,7 +1,10 @@
 //! Making the next mmap store fire.
 
+use std::fs::File;
 use std::io;
-use std::os::fd::{AsRawFd, BorrowedFd};
+use std::os::fd::{AsFd as _, AsRawFd, BorrowedFd};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
+use std::time::Instant;
 
 use super::pages::{PAGE, PageSet};
 
@@ -25,4 +28,85 @@ pub fn rearm(file: BorrowedFd<'_>, pages: &PageSet) -> io::Result<()> {
         }
     }
     Ok(())
+}
+
+/// Rearms on a thread of its own, so that a disk that has become slow does not hold up the cuts.
+///
+/// Invariant: at most one batch is under way. What was not rearmed in time is not rearmed as far as
+/// the caller is concerned, even if the disk finishes later.
+#[derive(Debug)]
+pub struct Rearmer {
+    batches: Sender<Vec<(File, PageSet)>>,
+    done: Receiver<io::Result<()>>,
+    busy: bool,
+}
+
+impl Rearmer {
+    /// # Errors
+    /// When there can be no thread.
+    pub fn start() -> io::Result<Self> {
+        let (batches, inbox) = channel::<Vec<(File, PageSet)>>();
+        let (reply, done) = channel();
+        std::thread::Builder::new()
+            .name("rearm".to_owned())
+            .spawn(move || {
+                for batch in inbox {
+                    let all = batch
+                        .iter()
+                        .try_for_each(|(file, pages)| rearm(file.as_fd(), pages));
+                    if reply.send(all).is_err() {
+                        return;
+                    }
+                }
+            })?;
+        Ok(Self {
+            batches,
+            done,
+            busy: false,
+        })
+    }
+
+    /// Whether all pages were rearmed by `deadline`; without one it waits for the disk.
+    ///
+    /// # Errors
+    /// When the disk fails.
+    pub fn rearm(&mut self, batch: Vec<(File, PageSet)>, deadline: Option<Instant>) -> io::Result<bool> {
+        if self.busy {
+            match self.wait(deadline) {
+                None => return Ok(false),
+                // Its pages are still in the caller's hands and in a batch to come.
+                Some(Err(error)) => tracing::warn!(%error, "a disk refused to write back"),
+                Some(Ok(())) => {}
+            }
+        }
+        if batch.is_empty() {
+            return Ok(true);
+        }
+        self.batches.send(batch).map_err(|_| gone())?;
+        self.busy = true;
+        self.wait(deadline).transpose().map(|done| done.is_some())
+    }
+
+    /// How the batch under way ended, if it did.
+    fn wait(&mut self, deadline: Option<Instant>) -> Option<io::Result<()>> {
+        let ended = match deadline {
+            None => self.done.recv().map_err(|_| RecvTimeoutError::Disconnected),
+            Some(deadline) => {
+                let left = deadline.saturating_duration_since(Instant::now());
+                self.done.recv_timeout(left)
+            }
+        };
+        match ended {
+            Err(RecvTimeoutError::Timeout) => None,
+            Err(RecvTimeoutError::Disconnected) => Some(Err(gone())),
+            Ok(result) => {
+                self.busy = false;
+                Some(result)
+            }
+        }
+    }
+}
+
+fn gone() -> io::Error {
+    io::Error::other("the thread that writes pages back has ended")
 }
