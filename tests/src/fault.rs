@@ -276,7 +276,7 @@ impl Background {
             resident_mib: 24,
             load_kib_s: 40_960,
             write_kib_s: 4_096,
-            fsync_ms: 250,
+            fsync_ms: 100,
             requests_s: 20,
             burst_s: 0,
         }
