@@ -249,6 +249,44 @@ pub struct Background {
     pub requests_s: u64,
     /// Mean seconds between two bursts (a bulk write, a bulk copy, a processor burst); 0 for none.
     pub burst_s: u64,
+    /// What the disk sees of a host that takes part in keeping a service.
+    #[serde(default)]
+    pub part: Part,
+    /// Generations a second of that part.
+    #[serde(default)]
+    pub generations_s: u64,
+}
+
+/// A host's part in the replication of a service, as its disk feels it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Part {
+    #[default]
+    None,
+    /// A log is appended to all the time, synced once a second, and what is dirty is written back for every
+    /// generation.
+    Primary,
+    /// Every generation is a journal that is synced, pre-images that are synced, and a file that is patched.
+    Shadow,
+}
+
+impl Part {
+    fn word(self) -> &'static str {
+        match self {
+            Self::None => "none",
+            Self::Primary => "primary",
+            Self::Shadow => "shadow",
+        }
+    }
+
+    /// # Errors
+    /// A word that names no part.
+    pub fn from_word(word: &str) -> Result<Self> {
+        [Self::None, Self::Primary, Self::Shadow]
+            .into_iter()
+            .find(|part| part.word() == word)
+            .with_context(|| format!("{word} is no part in a replication"))
+    }
 }
 
 impl Background {
@@ -265,6 +303,8 @@ impl Background {
             fsync_ms,
             requests_s: *seeded.one_of(&[0, 100, 400, 1_000]),
             burst_s: *seeded.one_of(&[0, 40, 80]),
+            part: *seeded.one_of(&[Part::None, Part::Primary, Part::Primary, Part::Shadow]),
+            generations_s: seeded.within(&(4..=20)),
         }
     }
 
@@ -279,6 +319,8 @@ impl Background {
             fsync_ms: 100,
             requests_s: 20,
             burst_s: 0,
+            part: Part::None,
+            generations_s: 0,
         }
     }
 
@@ -292,10 +334,11 @@ impl Background {
             self.fsync_ms,
             self.requests_s,
             self.burst_s,
+            self.generations_s,
         ];
         [
             words("work", &[]),
-            vec![scratch.display().to_string()],
+            vec![scratch.display().to_string(), self.part.word().to_owned()],
             words_of(&numbers),
         ]
         .concat()

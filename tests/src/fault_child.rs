@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 
 use crate::boot_ns;
-use crate::fault::{Event, PACE, Said, Seeded};
+use crate::fault::{Event, PACE, Part, Said, Seeded};
 
 const KIB: usize = 1024;
 const MIB: usize = 1024 * KIB;
@@ -37,7 +37,7 @@ pub fn run(arguments: &[String]) -> Result<()> {
     match words.as_slice() {
         ["grow", kib_s, mib] => grow(number(kib_s)?, number(mib)?),
         ["read", set, kib_s, mib] => read(Path::new(set), number(kib_s)?, number(mib)?),
-        ["work", scratch, numbers @ ..] => work(Path::new(scratch), numbers),
+        ["work", scratch, part, numbers @ ..] => work(Path::new(scratch), Part::from_word(part)?, numbers),
         _ => bail!("unknown arguments {words:?}"),
     }
 }
@@ -160,7 +160,7 @@ fn read(set: &Path, kib_s: u64, mib: u64) -> Result<()> {
 }
 
 /// What runs on a host anyway; the numbers are those of [`crate::fault::Background`].
-fn work(scratch: &Path, numbers: &[&str]) -> Result<()> {
+fn work(scratch: &Path, part: Part, numbers: &[&str]) -> Result<()> {
     let numbers = numbers
         .iter()
         .map(|word| number(word))
@@ -174,9 +174,10 @@ fn work(scratch: &Path, numbers: &[&str]) -> Result<()> {
         fsync_ms,
         requests_s,
         burst_s,
+        generations_s,
     ] = numbers[..]
     else {
-        bail!("work takes eight numbers");
+        bail!("work takes nine numbers");
     };
     std::fs::create_dir_all(scratch)?;
     let log = scratch.join("background.log");
@@ -187,6 +188,7 @@ fn work(scratch: &Path, numbers: &[&str]) -> Result<()> {
         scope.spawn(|| burn(seed, cpu_percent));
         scope.spawn(|| talk(requests_s));
         scope.spawn(|| burst(seed, burst_s, &bulk));
+        scope.spawn(|| replicate(part, generations_s, scratch));
         write_log(seed, &log, write_kib_s, fsync_ms)
     })
 }
@@ -304,4 +306,81 @@ fn write_log(seed: u64, path: &Path, kib_s: u64, fsync_ms: u64) -> Result<()> {
         }
         std::thread::sleep(Duration::from_millis(fsync_ms).saturating_sub(begun.elapsed()));
     }
+}
+
+/// A disk that fails ends this part of the work and nothing else.
+fn replicate(part: Part, generations_s: u64, scratch: &Path) {
+    let pause = Duration::from_millis(1_000 / generations_s.max(1));
+    let _ = match part {
+        Part::None => Ok(()),
+        Part::Primary => keep_log(pause, &scratch.join("service.log")),
+        Part::Shadow => keep_copy(pause, scratch),
+    };
+}
+
+/// Bytes that a primary's log grows by, and how often.
+const RECORD: usize = 600;
+const RECORD_PAUSE: Duration = Duration::from_millis(10);
+
+fn keep_log(pause: Duration, path: &Path) -> Result<()> {
+    let file = OpenOptions::new().create(true).append(true).open(path)?;
+    std::thread::scope(|scope| {
+        scope.spawn(|| -> std::io::Result<()> {
+            loop {
+                (&file).write_all(&[0x61; RECORD])?;
+                std::thread::sleep(RECORD_PAUSE);
+            }
+        });
+        scope.spawn(|| -> std::io::Result<()> {
+            loop {
+                std::thread::sleep(Duration::from_secs(1));
+                file.sync_data()?;
+            }
+        });
+        const FLAGS: u32 = libc::SYNC_FILE_RANGE_WAIT_BEFORE
+            | libc::SYNC_FILE_RANGE_WRITE
+            | libc::SYNC_FILE_RANGE_WAIT_AFTER;
+        let mut from = 0;
+        loop {
+            let len = file.metadata()?.len() as i64;
+            // SAFETY: no pointers are passed.
+            unsafe { libc::sync_file_range(file.as_raw_fd(), from, (len - from).max(1), FLAGS) };
+            from = len & !4_095;
+            std::thread::sleep(pause);
+        }
+    })
+}
+
+/// Bytes of a generation, of the copy that it is patched into, and pre-images that are kept.
+const GENERATION: usize = 12 * KIB;
+const COPY_BYTES: u64 = 8 * MIB as u64;
+const KEPT: u64 = 4;
+
+fn keep_copy(pause: Duration, scratch: &Path) -> Result<()> {
+    let mut copy = File::create(scratch.join("copy"))?;
+    copy.set_len(COPY_BYTES)?;
+    let folder = File::open(scratch)?;
+    for n in 0_u64.. {
+        let part = scratch.join("incoming");
+        let mut journal = File::create(&part)?;
+        journal.write_all(&[0x62; GENERATION])?;
+        journal.sync_all()?;
+        let redo = scratch.join(format!("{n}.redo"));
+        std::fs::rename(&part, &redo)?;
+        folder.sync_all()?;
+        let mut undo = File::create(scratch.join(format!("{n}.undo")))?;
+        undo.write_all(&[0x63; GENERATION])?;
+        undo.sync_all()?;
+        copy.seek(SeekFrom::Start(
+            n * GENERATION as u64 % (COPY_BYTES - GENERATION as u64),
+        ))?;
+        copy.write_all(&[0x64; GENERATION])?;
+        copy.sync_data()?;
+        std::fs::remove_file(redo)?;
+        if let Some(old) = n.checked_sub(KEPT) {
+            std::fs::remove_file(scratch.join(format!("{old}.undo")))?;
+        }
+        std::thread::sleep(pause);
+    }
+    Ok(())
 }

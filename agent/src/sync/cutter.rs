@@ -8,7 +8,6 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fs::File;
 use std::io;
 use std::os::fd::AsFd as _;
-use std::os::unix::fs::MetadataExt as _;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -33,7 +32,7 @@ const CONTENT_BYTES_MAX: usize = 64 << 20;
 const FREEZES_KEPT: usize = 512;
 /// How long a cut waits for the disk to take what is dirty. What it has not taken by then is read
 /// inside the freeze as well.
-const REARM_MAX: Duration = Duration::from_millis(20);
+const REARM_MAX: Duration = Duration::from_millis(60);
 /// Files open at one time for that.
 const REARM_FILES_MAX: usize = 64;
 
@@ -51,6 +50,7 @@ pub struct Cutter {
     freezer: Option<Arc<dyn Freezer>>,
     /// Started with the first batch.
     rearmer: Option<Rearmer>,
+    rearm_max: Duration,
     consistency: Consistency,
     freeze_max: Duration,
     work: Manifest,
@@ -93,6 +93,7 @@ impl Cutter {
             source,
             freezer,
             rearmer: None,
+            rearm_max: REARM_MAX,
             consistency,
             freeze_max,
             work: Manifest::default(),
@@ -105,6 +106,12 @@ impl Cutter {
             freezes_us: Vec::new(),
             figures: SyncFigures::default(),
         }
+    }
+
+    /// For tests that count what is read: a disk that is slow by accident is waited for.
+    #[cfg(test)]
+    pub fn set_rearm_max(&mut self, rearm_max: Duration) {
+        self.rearm_max = rearm_max;
     }
 
     /// Watches every file, then takes over `known` for files whose size and times are as it says.
@@ -341,7 +348,7 @@ impl Cutter {
             return Ok(Outcome::TooMuch);
         }
         // So much would make the freeze long: then rather the disk is waited for.
-        let deadline = (bytes <= FROZEN_BYTES_MAX / 2).then(|| Instant::now() + REARM_MAX);
+        let deadline = (bytes <= FROZEN_BYTES_MAX / 2).then(|| Instant::now() + self.rearm_max);
         let mut todo = pages.iter();
         loop {
             let batch: Vec<_> = todo.by_ref().take(REARM_FILES_MAX).collect();
@@ -412,11 +419,7 @@ impl Cutter {
             return Ok(());
         };
         let meta = file.metadata()?;
-        if (InodeKey {
-            dev: meta.dev(),
-            ino: meta.ino(),
-        }) != key
-        {
+        if InodeKey::of(&meta) != key {
             return Ok(());
         }
         let size = meta.len();
@@ -543,7 +546,10 @@ impl Cutter {
         now: Entry,
         moved: &mut HashMap<InodeKey, (RelPath, Entry)>,
     ) -> io::Result<()> {
-        if self.keys.get(&path) == Some(&key) {
+        let is_file = matches!(now.body, Body::File { .. });
+        // Inodes are used again: only the source knows whether this is the file that it watches.
+        let is_new = is_file && self.watch(&path, key)?;
+        if self.keys.get(&path) == Some(&key) && !is_new {
             let Some(entry) = self.work.get_mut(&path) else {
                 return Ok(());
             };
@@ -558,12 +564,12 @@ impl Cutter {
         }
         self.delta.touched.insert(path.clone());
         self.keys.insert(path.clone(), key);
-        let Body::File { .. } = now.body else {
+        if !is_file {
             self.work.insert(path, now);
             return Ok(());
-        };
+        }
         // Its old name may be looked at only later.
-        if let Some(old) = self.paths.get(&key).cloned() {
+        if let Some(old) = self.paths.get(&key).filter(|old| **old != path).cloned() {
             let still = self
                 .roots
                 .absolute(&old)
@@ -572,36 +578,37 @@ impl Cutter {
                 self.detach(&old, key, moved);
             }
         }
-        if let Some((origin, entry)) = moved.remove(&key) {
-            self.delta.origin.insert(path.clone(), origin);
-            self.carried.pages.entry(key).or_default();
-            self.work.insert(
-                path.clone(),
-                Entry {
-                    meta: now.meta,
-                    body: entry.body,
-                },
-            );
-        } else {
-            let Some(absolute) = self.roots.absolute(&path) else {
-                return Ok(());
-            };
-            match File::open(&absolute) {
-                Ok(file) => self.source.watch(key, file.as_fd()).map_err(io::Error::other)?,
-                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-                Err(error) => return Err(error),
+        let body = match moved.remove(&key) {
+            Some((origin, entry)) if !is_new => {
+                self.delta.origin.insert(path.clone(), origin);
+                self.carried.pages.entry(key).or_default();
+                entry.body
             }
-            self.carried.pages.entry(key).or_default().insert(0..PageSet::END);
-            self.work.insert(
-                path.clone(),
-                Entry {
-                    meta: now.meta,
-                    body: Body::empty_file(),
-                },
-            );
-        }
+            _ => {
+                self.carried.pages.entry(key).or_default().insert(0..PageSet::END);
+                Body::empty_file()
+            }
+        };
+        let meta = now.meta;
+        self.work.insert(path.clone(), Entry { meta, body });
         self.paths.insert(key, path);
         Ok(())
+    }
+
+    /// Whether the source did not watch this very file before. One that is gone again is news to come.
+    fn watch(&mut self, path: &RelPath, key: InodeKey) -> io::Result<bool> {
+        let Some(absolute) = self.roots.absolute(path) else {
+            return Ok(false);
+        };
+        let file = match File::open(&absolute) {
+            Ok(file) => file,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(false),
+            Err(error) => return Err(error),
+        };
+        if InodeKey::of(&file.metadata()?) != key {
+            return Ok(false);
+        }
+        self.source.watch(key, file.as_fd()).map_err(io::Error::other)
     }
 }
 

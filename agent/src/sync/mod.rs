@@ -35,4 +35,6 @@ pub(crate) fn chain(error: &dyn std::error::Error) -> String {
 }
 
 #[cfg(test)]
+mod testdisk;
+#[cfg(test)]
 mod tests;

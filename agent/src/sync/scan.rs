@@ -78,9 +78,9 @@ impl ScanSource {
 }
 
 impl ChangeSource for ScanSource {
-    fn watch(&mut self, key: InodeKey, _file: BorrowedFd<'_>) -> Result<(), TrackError> {
-        self.watched.insert(key);
-        Ok(())
+    fn watch(&mut self, key: InodeKey, _file: BorrowedFd<'_>) -> Result<bool, TrackError> {
+        // A file that took the inode of another has other times, which makes it unknown anyway.
+        Ok(self.watched.insert(key))
     }
 
     fn unwatch(&mut self, key: InodeKey) {

@@ -72,7 +72,7 @@ enum Command {
     Pause,
     /// Act on predictions again.
     Resume,
-    /// Declare a service, or change its declaration.
+    /// Declare a service.
     Apply { file: PathBuf },
 }
 

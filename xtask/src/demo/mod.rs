@@ -60,17 +60,8 @@ pub fn run(args: &Args) -> Result<ExitCode> {
     if !args.built {
         ebpf::run()?;
         say("build", "the programs");
-        run_command(cargo().args([
-            "build",
-            "--quiet",
-            "-p",
-            "understudy-agent",
-            "-p",
-            "understudy-coordinator",
-            "-p",
-            "understudy-testbed",
-            "--bins",
-        ]))?;
+        // As the tests are built: nothing is compiled twice.
+        run_command(cargo().args(["build", "--quiet", "--workspace", "--bins"]))?;
     }
     if !is_root() {
         return Err(become_root());

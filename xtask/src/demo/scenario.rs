@@ -209,14 +209,22 @@ pub(super) fn unannounced(scene: &mut Scene<'_>, acts: &mut Acts) -> Result<()> 
     acts.failed_over = true;
     scene.until_answered(boot_ns(), TAKEOVER_MAX)?;
     scene.probes.as_ref().context("the probes run")?.watch_for_stale();
-    measure_crash(scene, acts, cut, (dying, holder))?;
     ensure!(
         holder == third,
         "{} took over, and {} was ready",
         NAMES[holder as usize - 1],
         NAMES[third as usize - 1]
     );
-    lights(scene, dying)
+    // Until then nobody is there to hold a copy: the loss is counted while the host starts.
+    scene.timeline.chapter("3  The lights come on");
+    let index = dying as usize - 1;
+    scene.cluster.hosts[index].restore_power()?;
+    scene.cluster.start_host(index)?;
+    scene
+        .timeline
+        .note(format_args!("{} has power again", NAMES[index]));
+    measure_crash(scene, acts, cut, (dying, holder))?;
+    return_of(scene, dying)
 }
 
 fn measure_crash(scene: &mut Scene<'_>, acts: &mut Acts, cut: u64, (dead, heir): (u64, u64)) -> Result<()> {
@@ -242,20 +250,13 @@ fn measure_crash(scene: &mut Scene<'_>, acts: &mut Acts, cut: u64, (dead, heir):
     crash.redis_own_ms = Some(window.redis_ns as f64 / 1e6);
     let (out, lost) = (ms(last, first), loss.lost.len());
     scene.timeline.note(format_args!(
-        "no answer for {out:.0} ms; {lost} answered writes lost"
+        "the cut cost {out:.0} ms without an answer and {lost} answered writes"
     ));
     acts.lost = loss.lost;
     Ok(())
 }
 
-fn lights(scene: &mut Scene<'_>, returning: u64) -> Result<()> {
-    scene.timeline.chapter("3  The lights come on");
-    let index = returning as usize - 1;
-    scene.cluster.hosts[index].restore_power()?;
-    scene.cluster.start_host(index)?;
-    scene
-        .timeline
-        .note(format_args!("{} has power again", NAMES[index]));
+fn return_of(scene: &mut Scene<'_>, returning: u64) -> Result<()> {
     let back = scene.until("both hosts to be ready shadows again", COPY_MAX, |seen| {
         (seen.is_ready_shadow(1) && seen.is_ready_shadow(returning)).then_some(())
     });

@@ -5,10 +5,11 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair};
+use understudy_common::delta::{Answer, Frame, Identifiers};
 use understudy_common::id::{Epoch, HostId, ServiceId};
 use understudy_common::identity::{Credentials, Principal};
 use understudy_common::spec::Consistency;
-use understudy_common::wire::{CopyState, Peer};
+use understudy_common::wire::{self, CopyState, Peer, StreamKind};
 use understudy_transport::Endpoint;
 
 use super::pair::tree;
@@ -17,13 +18,14 @@ use crate::sync::{Primary, PrimarySettings, Promoted, Shadow, ShadowSettings};
 
 const PATIENCE: Duration = Duration::from_secs(60);
 
-fn endpoints() -> [Endpoint; 2] {
+fn endpoints<const N: usize>() -> [Endpoint; N] {
     let mut params = CertificateParams::default();
     params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
     let key = KeyPair::generate().expect("key");
     let ca = params.self_signed(&key).expect("CA").pem();
     let issuer = Issuer::new(params, key);
-    [1, 2].map(|host| {
+    std::array::from_fn(|at| {
+        let host = at as u32 + 1;
         let key = KeyPair::generate().expect("key");
         let params = CertificateParams::new(vec![Principal::Host(HostId(host)).dns_name()]).expect("name");
         let chain = params.signed_by(&key, &issuer).expect("signed").pem();
@@ -166,4 +168,74 @@ async fn a_crashed_primary_comes_back_as_a_shadow_and_keeps_what_diverged_aside(
     assert_eq!(fs::read(kept).expect("kept"), b"only here");
     let error = returned.promote(Epoch(1)).await.expect_err("older");
     assert!(error.to_string().contains("older"), "{error}");
+}
+
+/// The last answer to these frames.
+async fn say(from: &Endpoint, to: &Endpoint, frames: &[Vec<u8>]) -> Option<Answer> {
+    let addr = to.local_addr().expect("bound");
+    let link = from.dial(addr, Principal::Host(HostId(2))).await.expect("known");
+    let (mut sender, mut receiver) = link.open_bi(StreamKind::Sync).await.expect("open");
+    for frame in frames {
+        sender.send(frame).await.expect("sent");
+    }
+    sender.finish();
+    let mut last = None;
+    while let Ok(Ok(Some(raw))) = tokio::time::timeout(PATIENCE, receiver.receive()).await {
+        last = Some(wire::decode::<Answer>(&raw).expect("sound"));
+    }
+    last
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn frames_of_a_stranger_of_an_old_epoch_or_of_garbage_are_refused_and_cost_nothing() {
+    let dir = tempfile::Builder::new()
+        .prefix("ussync")
+        .tempdir_in("/dev/shm")
+        .expect("tmpfs");
+    let [one, two, three] = endpoints();
+    let (a, b) = (Host::new(dir.path(), "a"), Host::new(dir.path(), "b"));
+    fs::write(a.data().join("file"), b"acknowledged").expect("written");
+    let shadow = b.shadow().await;
+    let serving = accept(two.clone(), shadow.clone());
+    let peer = Peer {
+        host: HostId(2),
+        addr: two.local_addr().expect("bound"),
+    };
+    shadow.set_primary(HostId(1), Epoch(2));
+    let mut primary = a.primary(1, 2, None, &one).await;
+    primary.set_shadows(vec![peer]);
+    let cut = primary.final_cut(PATIENCE).await.expect("cut");
+    assert_eq!(cut.acked_by, [HostId(2)]);
+    primary.stop().await;
+    let before = tree(&b.data());
+
+    let hello = |epoch: u64| {
+        wire::encode(&Frame::Hello {
+            service: ServiceId(1),
+            epoch: Epoch(epoch),
+            identifiers: Identifiers::default(),
+        })
+        .to_vec()
+    };
+    let ops = wire::encode(&Frame::Ops(Vec::new())).to_vec();
+    let cases: [(&str, &Endpoint, Vec<Vec<u8>>, &str); 4] = [
+        ("another host", &three, vec![hello(2)], "host-1 is its primary"),
+        ("an old epoch", &one, vec![hello(1)], "its epoch is e2"),
+        ("garbage", &one, vec![hello(2), vec![0xA5; 300]], "not a valid"),
+        ("no begin", &one, vec![hello(2), ops], "operations before a begin"),
+    ];
+    for (what, from, frames, expected) in cases {
+        let answer = say(from, &two, &frames).await;
+        assert!(
+            matches!(&answer, Some(Answer::Refused { why }) if why.contains(expected)),
+            "{what}: {answer:?}"
+        );
+    }
+    let status = shadow.status().borrow().clone();
+    assert_eq!(
+        (status.copy, status.generation),
+        (CopyState::Ready, Some(cut.generation))
+    );
+    assert_eq!(tree(&b.data()), before);
+    serving.abort();
 }

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::AtomicUsize;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use proptest::prelude::*;
@@ -10,14 +10,15 @@ use tokio::sync::mpsc;
 use understudy_common::delta::{Frame, Identifiers};
 use understudy_common::id::{Epoch, GenerationId, ServiceId};
 use understudy_common::spec::Consistency;
-use understudy_common::wire::{self, CopyState};
+use understudy_common::wire::{self, CopyState, SyncFigures};
 
 use super::pair::{Act, tree};
-use crate::sync::cutter::Cutter;
+use crate::sync::cutter::{Cutter, Delta};
 use crate::sync::roots::Roots;
 use crate::sync::scan::ScanSource;
 use crate::sync::shipper::{Cut, Pipe, Shipper};
 use crate::sync::store::Store;
+use crate::sync::tracker::ChangeSource;
 
 pub fn acts() -> impl Strategy<Value = Vec<Vec<Act>>> {
     let act = prop_oneof![
@@ -35,39 +36,45 @@ pub fn acts() -> impl Strategy<Value = Vec<Vec<Act>>> {
     proptest::collection::vec(proptest::collection::vec(act, 0..8), 1..6)
 }
 
+fn pipe() -> (Pipe, mpsc::UnboundedReceiver<Vec<u8>>) {
+    let (frames, receiver) = mpsc::unbounded_channel();
+    let inflight = Arc::default();
+    (Pipe { frames, inflight }, receiver)
+}
+
 /// A cutter and a store joined by memory.
 pub struct Joined {
     cutter: Cutter,
     shipper: Shipper,
     frames: mpsc::UnboundedReceiver<Vec<u8>>,
+    inflight: Arc<AtomicUsize>,
     pub store: Store,
     cut: Option<Cut>,
 }
 
 pub const EPOCH: Epoch = Epoch(1);
+const CYCLES_MAX: usize = 50;
 
 impl Joined {
+    /// By scanning.
     pub fn new(from: &Path, to: &Path, state: &Path) -> Self {
-        let (source, roots) = (
-            ScanSource::new(vec![from.to_owned()]),
-            Roots::new(vec![from.to_owned()]),
-        );
+        Self::with(Box::new(ScanSource::new(vec![from.to_owned()])), from, to, state)
+    }
+
+    pub fn with(source: Box<dyn ChangeSource>, from: &Path, to: &Path, state: &Path) -> Self {
         let mut cutter = Cutter::new(
-            roots,
-            Box::new(source),
+            Roots::new(vec![from.to_owned()]),
+            source,
             None,
             Consistency::Live,
             Duration::from_millis(50),
         );
         cutter.start(None).expect("watchable");
         let store = Store::open(ServiceId(1), "s", state, Roots::new(vec![to.to_owned()])).expect("fresh");
-        let (sender, frames) = mpsc::unbounded_channel();
-        let pipe = Pipe {
-            frames: sender,
-            inflight: Arc::new(AtomicUsize::new(0)),
-        };
+        let (pipe, frames) = pipe();
         let mut joined = Self {
             cutter,
+            inflight: Arc::clone(&pipe.inflight),
             shipper: Shipper::new(pipe),
             frames,
             store,
@@ -75,6 +82,22 @@ impl Joined {
         };
         joined.hello();
         joined
+    }
+
+    /// A stream of its own, as after a redial.
+    pub fn redial(&mut self) {
+        let (pipe, frames) = pipe();
+        self.inflight = Arc::clone(&pipe.inflight);
+        (self.shipper, self.frames) = (Shipper::new(pipe), frames);
+        self.hello();
+    }
+
+    pub fn set_rearm_max(&mut self, rearm_max: Duration) {
+        self.cutter.set_rearm_max(rearm_max);
+    }
+
+    pub fn figures(&self) -> &SyncFigures {
+        &self.cutter.figures
     }
 
     fn hello(&mut self) {
@@ -88,8 +111,22 @@ impl Joined {
         }
     }
 
+    /// Cuts while nothing writes.
     pub fn cut(&mut self, n: u64) -> GenerationId {
         let delta = self.cutter.cycle(true, true).expect("readable").expect("forced");
+        self.take_cut(n, delta)
+    }
+
+    /// Cuts as if the workload ran: rearmed, read live, read again.
+    pub fn cut_live(&mut self, n: u64) -> GenerationId {
+        let delta = (0..CYCLES_MAX).find_map(|_| self.cutter.cycle(true, false).expect("readable"));
+        self.take_cut(
+            n,
+            delta.expect("nothing writes, so that no cut is discarded for ever"),
+        )
+    }
+
+    fn take_cut(&mut self, n: u64, delta: Delta) -> GenerationId {
         let manifest = self.cutter.manifest().clone();
         let previous = self.cut.as_ref().map(|cut| cut.generation);
         let generation = GenerationId { epoch: EPOCH, n };
@@ -106,6 +143,7 @@ impl Joined {
     /// The frames of the newest cut.
     pub fn frames(&mut self) -> Vec<Vec<u8>> {
         self.shipper.ship(self.cut.as_ref().expect("cut"), &self.cutter);
+        self.inflight.store(0, Ordering::Relaxed);
         std::iter::from_fn(|| self.frames.try_recv().ok()).collect()
     }
 

@@ -3,4 +3,5 @@
 mod crash;
 mod direction;
 mod histories;
+mod kernel;
 mod pair;

@@ -124,7 +124,7 @@ impl KernelTracker {
 }
 
 impl ChangeSource for KernelTracker {
-    fn watch(&mut self, key: InodeKey, file: BorrowedFd<'_>) -> Result<(), TrackError> {
+    fn watch(&mut self, key: InodeKey, file: BorrowedFd<'_>) -> Result<bool, TrackError> {
         supported(file.as_raw_fd(), Path::new("a watched file"))?;
         let kernel = WatchKey {
             dev: kernel_dev(key.dev),
@@ -136,7 +136,7 @@ impl ChangeSource for KernelTracker {
                 .as_ref()
                 .is_some_and(|slot| slot.kernel == kernel)
             {
-                return Ok(());
+                return Ok(false);
             }
             self.unwatch(key);
         }
@@ -163,7 +163,7 @@ impl ChangeSource for KernelTracker {
         }
         self.slots[slot as usize] = Some(Slot { key, kernel });
         self.by_key.insert(key, slot);
-        Ok(())
+        Ok(true)
     }
 
     fn unwatch(&mut self, key: InodeKey) {

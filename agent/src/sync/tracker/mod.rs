@@ -50,6 +50,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsString;
 use std::io;
 use std::os::fd::BorrowedFd;
+use std::os::unix::fs::MetadataExt as _;
 use std::path::PathBuf;
 
 pub use kernel::{KernelTracker, TrackerLimits};
@@ -61,6 +62,15 @@ pub use rearm::{Rearmer, rearm};
 pub struct InodeKey {
     pub dev: u64,
     pub ino: u64,
+}
+
+impl InodeKey {
+    pub fn of(meta: &std::fs::Metadata) -> Self {
+        Self {
+            dev: meta.dev(),
+            ino: meta.ino(),
+        }
+    }
 }
 
 /// Everything one epoch marked.
@@ -181,8 +191,9 @@ pub enum TrackError {
 
 /// A source of changes: kernel programs, or a scan.
 pub trait ChangeSource: Send {
-    /// Must come before the file's first read. `key` is what `fstat` of `file` says.
-    fn watch(&mut self, key: InodeKey, file: BorrowedFd<'_>) -> Result<(), TrackError>;
+    /// Must come before the file's first read. `key` is what `fstat` of `file` says. True when this very
+    /// file was not watched yet: nothing is known of it then, even if an older file had the same key.
+    fn watch(&mut self, key: InodeKey, file: BorrowedFd<'_>) -> Result<bool, TrackError>;
 
     /// Forgets a file. Its marks of the current epoch are dropped.
     fn unwatch(&mut self, key: InodeKey);

@@ -2,6 +2,7 @@
 
 use std::fs::File;
 use std::io;
+use std::ops::Range;
 use std::os::fd::{AsFd as _, AsRawFd, BorrowedFd};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::time::Instant;
@@ -11,23 +12,31 @@ use super::pages::{PAGE, PageSet};
 /// Writes pages back and waits. They are clean and write-protected afterwards, so that the next
 /// store into any of them is seen. It waits for the disk: never call it while the workload is frozen.
 pub fn rearm(file: BorrowedFd<'_>, pages: &PageSet) -> io::Result<()> {
-    const FLAGS: u32 =
+    const WAIT: u32 =
         libc::SYNC_FILE_RANGE_WAIT_BEFORE | libc::SYNC_FILE_RANGE_WRITE | libc::SYNC_FILE_RANGE_WAIT_AFTER;
-    const BYTES_MAX: u64 = i64::MAX as u64;
-    for range in pages.ranges() {
-        let start = range.start.saturating_mul(PAGE);
-        if start >= BYTES_MAX {
-            break;
-        }
-        let end = range.end.saturating_mul(PAGE);
-        // A length of zero means up to the end of the file.
-        let len = if end >= BYTES_MAX { 0 } else { (end - start) as i64 };
-        // SAFETY: no pointers are passed.
-        if unsafe { libc::sync_file_range(file.as_raw_fd(), start as i64, len, FLAGS) } == -1 {
-            return Err(io::Error::last_os_error());
+    // All on their way first, so that the disk is waited for once and not for each range.
+    for flags in [libc::SYNC_FILE_RANGE_WRITE, WAIT] {
+        for range in pages.ranges() {
+            write_back(file, range, flags)?;
         }
     }
     Ok(())
+}
+
+fn write_back(file: BorrowedFd<'_>, pages: Range<u64>, flags: u32) -> io::Result<()> {
+    const BYTES_MAX: u64 = i64::MAX as u64;
+    let start = pages.start.saturating_mul(PAGE);
+    if start >= BYTES_MAX {
+        return Ok(());
+    }
+    let end = pages.end.saturating_mul(PAGE);
+    // A length of zero means up to the end of the file.
+    let len = if end >= BYTES_MAX { 0 } else { (end - start) as i64 };
+    // SAFETY: no pointers are passed.
+    match unsafe { libc::sync_file_range(file.as_raw_fd(), start as i64, len, flags) } {
+        -1 => Err(io::Error::last_os_error()),
+        _ => Ok(()),
+    }
 }
 
 /// Rearms on a thread of its own, so that a disk that has become slow does not hold up the cuts.

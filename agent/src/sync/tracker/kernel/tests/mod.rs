@@ -1,7 +1,4 @@
 //! The tracker against the running kernel, each test on an ext4 of its own.
-//!
-//! The disk is mounted in a mount namespace of the test's thread, on a loop device that frees itself:
-//! however the test ends, nothing stays.
 
 mod limits;
 mod mappings;
@@ -14,60 +11,12 @@ use std::io;
 use std::os::fd::AsFd;
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
-use std::process::Command;
-
-use nix::mount::{MntFlags, MsFlags, mount, umount2};
-use nix::sched::{CloneFlags, unshare};
 
 use super::*;
 use crate::btf::Btf;
-
-/// An ext4 file system for one test.
-struct Disk {
-    dir: tempfile::TempDir,
-}
+use crate::sync::testdisk::Disk;
 
 impl Disk {
-    /// `None`, after saying why, where this is not allowed.
-    fn new(megabytes: u64) -> Option<Self> {
-        match Self::mount(megabytes) {
-            Ok(disk) => Some(disk),
-            Err(error) => {
-                println!("skipped: no ext4 on a loop device here: {error}");
-                None
-            }
-        }
-    }
-
-    fn mount(megabytes: u64) -> io::Result<Self> {
-        unshare(CloneFlags::CLONE_NEWNS)?;
-        mount(
-            None::<&str>,
-            "/",
-            None::<&str>,
-            MsFlags::MS_REC | MsFlags::MS_PRIVATE,
-            None::<&str>,
-        )?;
-        let dir = tempfile::Builder::new()
-            .prefix(&format!("ustracker{}-", std::process::id()))
-            .tempdir()?;
-        let image = dir.path().join("image");
-        File::create(&image)?.set_len(megabytes << 20)?;
-        let disk = Self { dir };
-        fs::create_dir(disk.root())?;
-        run(Command::new("mkfs.ext4").args(["-q", "-F"]).arg(&image))?;
-        run(Command::new("mount")
-            .args(["-t", "ext4", "-o", "loop"])
-            .arg(&image)
-            .arg(disk.root()))?;
-        fs::remove_file(&image)?;
-        Ok(disk)
-    }
-
-    fn root(&self) -> PathBuf {
-        self.dir.path().join("mnt")
-    }
-
     /// A file of that many pages, clean on disk.
     fn file(&self, name: &str, pages: u64) -> File {
         let path = self.root().join(name);
@@ -77,23 +26,6 @@ impl Disk {
         file.sync_all().unwrap();
         file
     }
-}
-
-impl Drop for Disk {
-    fn drop(&mut self) {
-        // The namespace takes it along at the latest.
-        let _ = umount2(&self.root(), MntFlags::MNT_DETACH);
-    }
-}
-
-fn run(command: &mut Command) -> io::Result<()> {
-    let output = command.output()?;
-    if !output.status.success() {
-        return Err(io::Error::other(
-            String::from_utf8_lossy(&output.stderr).into_owned(),
-        ));
-    }
-    Ok(())
 }
 
 fn open(path: &Path) -> File {

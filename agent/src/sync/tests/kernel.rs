@@ -1,0 +1,220 @@
+//! The engine on ext4 with the kernel's own dirty ranges: equal trees, and reads that follow what changed.
+
+use std::collections::BTreeSet;
+use std::fs::{self, File, OpenOptions};
+use std::os::fd::AsRawFd as _;
+use std::os::unix::fs::FileExt as _;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use understudy_common::wire::CopyState;
+
+use super::histories::Joined;
+use super::pair::{Act, tree};
+use crate::sync::store::StoreError;
+use crate::sync::testdisk::Disk;
+use crate::sync::tracker::{KernelTracker, PAGE, TrackerLimits};
+
+const GENERATIONS: u64 = 120;
+
+/// Xorshift: the same history each time.
+struct Dice(u64);
+
+impl Dice {
+    fn roll(&mut self, below: u64) -> u64 {
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 7;
+        self.0 ^= self.0 << 17;
+        self.0 % below
+    }
+
+    fn byte(&mut self) -> u8 {
+        self.roll(256) as u8
+    }
+
+    fn act(&mut self) -> Act {
+        let (file, fill) = (self.byte(), self.byte());
+        let (at, len) = (self.roll(65_536) as u16, 1 + self.roll(20_000) as u16);
+        match self.roll(14) {
+            0..4 => Act::Write { file, at, len, fill },
+            4..6 => Act::Append { file, len, fill },
+            6..8 => Act::Truncate { file, len: at },
+            8 | 9 => Act::Rename { from: file, to: fill },
+            10 => Act::Remove { file },
+            11 => Act::Mode { file, mode: fill },
+            12 => Act::Dir { dir: file },
+            _ => Act::RenameDir { from: file, to: fill },
+        }
+    }
+}
+
+struct Sides {
+    from: PathBuf,
+    to: PathBuf,
+    state: PathBuf,
+}
+
+impl Sides {
+    fn below(root: &Path) -> Self {
+        let at = |name: &str| root.join(name);
+        fs::create_dir(at("from")).expect("fresh");
+        Self {
+            from: at("from"),
+            to: at("to"),
+            state: at("state"),
+        }
+    }
+
+    fn joined(&self) -> Joined {
+        let roots = std::slice::from_ref(&self.from);
+        let source = KernelTracker::open(roots, TrackerLimits::default()).expect("the kernel tracks ext4");
+        Joined::with(Box::new(source), &self.from, &self.to, &self.state)
+    }
+}
+
+/// One store through a mapping, not synced, of a file that has bytes.
+fn store_mapped(path: &Path, dice: &mut Dice) {
+    let Ok(file) = OpenOptions::new().read(true).write(true).open(path) else {
+        return;
+    };
+    let len = file.metadata().map_or(0, |meta| meta.len());
+    if len == 0 {
+        return;
+    }
+    let (at, value) = (dice.roll(len) as usize, dice.byte());
+    // SAFETY: a shared mapping of an open file, which nothing shortens before it is unmapped; the store
+    // is inside the file.
+    unsafe {
+        let map = libc::mmap(
+            std::ptr::null_mut(),
+            len as usize,
+            libc::PROT_READ | libc::PROT_WRITE,
+            libc::MAP_SHARED,
+            file.as_raw_fd(),
+            0,
+        );
+        assert_ne!(map, libc::MAP_FAILED);
+        map.cast::<u8>().add(at).write_volatile(value);
+        libc::munmap(map, len as usize);
+    }
+}
+
+fn files(root: &Path) -> Vec<PathBuf> {
+    let mut found = Vec::new();
+    for entry in fs::read_dir(root).into_iter().flatten().flatten() {
+        match entry.file_type() {
+            Ok(kind) if kind.is_dir() => found.extend(files(&entry.path())),
+            Ok(kind) if kind.is_file() => found.push(entry.path()),
+            _ => {}
+        }
+    }
+    found.sort();
+    found
+}
+
+#[test]
+fn both_trees_are_equal_after_each_of_many_generations_on_ext4() {
+    let Some(disk) = Disk::new(192) else { return };
+    let sides = Sides::below(&disk.root());
+    let mut joined = sides.joined();
+    joined.set_rearm_max(Duration::from_secs(60));
+    let mut dice = Dice(0x5EED);
+    for n in 1..=GENERATIONS {
+        for _ in 0..=dice.roll(8) {
+            dice.act().play(&sides.from);
+            let there = files(&sides.from);
+            if !there.is_empty() && dice.roll(3) == 0 {
+                store_mapped(&there[dice.roll(there.len() as u64) as usize], &mut dice);
+            }
+        }
+        let generation = joined.cut_live(n);
+        joined.deliver();
+        assert_eq!(joined.store.generation(), Some(generation));
+        assert_eq!(joined.store.copy(), CopyState::Ready, "generation {n}");
+        assert!(
+            tree(&sides.from) == tree(&sides.to),
+            "generation {n}: the trees differ"
+        );
+    }
+    assert_eq!(joined.figures().unknown, 0, "nothing forced a re-read");
+}
+
+#[test]
+fn what_is_read_is_what_was_dirtied_within_a_tenth() {
+    const PAGES: u64 = 8_192;
+    let Some(disk) = Disk::new(192) else { return };
+    let sides = Sides::below(&disk.root());
+    let big = sides.from.join("big");
+    fs::write(&big, vec![7; (PAGES * PAGE) as usize]).expect("room");
+    let mut joined = sides.joined();
+    joined.set_rearm_max(Duration::from_secs(60));
+    joined.cut_live(1);
+    joined.deliver();
+    // What was read inside the first cut is looked at once more.
+    joined.cut_live(2);
+    joined.deliver();
+    let file = File::options().write(true).open(&big).expect("there");
+    let (mut dice, mut dirtied) = (Dice(7), 0);
+    let before = joined.figures().bytes_read;
+    for n in 3..=60_u64 {
+        let mut pages = BTreeSet::new();
+        for _ in 0..=dice.roll(30) {
+            // Never the last page, which is read twice: the file could be growing.
+            let page = dice.roll(PAGES - 2);
+            let at = page * PAGE + dice.roll(PAGE - 8);
+            file.write_all_at(&n.to_le_bytes(), at).expect("room");
+            pages.insert(page);
+        }
+        dirtied += pages.len() as u64 * PAGE;
+        joined.cut_live(n);
+        joined.deliver();
+    }
+    let read = joined.figures().bytes_read - before;
+    assert!(read >= dirtied, "{read} bytes read of {dirtied} dirty ones");
+    assert!(
+        read <= dirtied + dirtied / 10,
+        "{read} bytes read for {dirtied} dirty ones"
+    );
+    assert_eq!(joined.figures().unknown, 0, "nothing forced a re-read");
+    assert!(tree(&sides.from) == tree(&sides.to), "the trees differ");
+}
+
+#[test]
+fn a_full_disk_makes_a_copy_unready_until_there_is_room_again() {
+    let Some(disk) = Disk::new(32) else { return };
+    let home = tempfile::Builder::new()
+        .prefix("ussync")
+        .tempdir_in("/dev/shm")
+        .expect("tmpfs");
+    let from = home.path().join("from");
+    fs::create_dir(&from).expect("fresh");
+    fs::write(from.join("small"), b"acknowledged").expect("room");
+    let (to, state) = (disk.root().join("to"), disk.root().join("state"));
+    let mut joined = Joined::new(&from, &to, &state);
+    let first = joined.cut(1);
+    joined.deliver();
+    fs::write(from.join("big"), vec![1; 28 << 20]).expect("room");
+    joined.cut(2);
+    let frames = joined.frames();
+    let refused = frames.iter().find_map(|raw| {
+        let frame = understudy_common::wire::decode(raw).expect("sound");
+        let taken = joined.store.handle(super::histories::EPOCH, frame, raw);
+        taken.map(|_| ()).and_then(|()| joined.store.checkpoint()).err()
+    });
+    assert!(matches!(refused, Some(StoreError::Disk { .. })), "{refused:?}");
+    assert_ne!(joined.store.copy(), CopyState::Ready);
+    assert_eq!(fs::read(to.join("small")).expect("kept"), b"acknowledged");
+
+    fs::remove_file(from.join("big")).expect("there");
+    joined.redial();
+    let third = joined.cut(3);
+    // First what it has is asked for.
+    joined.deliver();
+    joined.deliver();
+    assert!(third > first);
+    assert_eq!(
+        (joined.store.copy(), joined.store.generation()),
+        (CopyState::Ready, Some(third))
+    );
+    assert_eq!(tree(&from), tree(&to));
+}
