@@ -11,6 +11,8 @@ HORIZONS = [30, 90, 240]
 # Ticks of a run at most; longer ones are cut at the front.
 TICKS_MAX = 320
 HELD_OUT, VALIDATION = 4, 3
+# Which of the network's causes a class of faults is.
+CAUSE_OF = {"leak": 0, "throttle": 1}
 
 
 @dataclasses.dataclass
@@ -38,12 +40,14 @@ class Run:
         return len(self.values) if self.failure is None else self.failure
 
     def targets(self):
-        """[ticks, horizons]: whether the host, whose fault has begun, fails within so many ticks."""
+        """[ticks, causes, horizons]: whether the host, whose fault has begun, fails of it within so many ticks."""
         t = np.arange(self.ticks())
-        if not self.fault:
-            return np.zeros((len(t), len(HORIZONS)))
-        left = self.failure - t
-        return np.stack([(t >= self.start) & (left <= horizon) for horizon in HORIZONS], 1).astype(float)
+        targets = np.zeros((len(t), len(CAUSE_OF), len(HORIZONS)))
+        if self.fault:
+            left, cause = self.failure - t, CAUSE_OF[self.label["class"]]
+            for n, horizon in enumerate(HORIZONS):
+                targets[:, cause, n] = (t >= self.start) & (left <= horizon)
+        return targets
 
 
 def load(folder, wanted=None):
@@ -67,7 +71,7 @@ def load(folder, wanted=None):
         def at(tick):
             return None if tick is None else int(np.searchsorted(clock, tick))
 
-        fault = label["class"] in ("leak", "throttle")
+        fault = label["class"] in CAUSE_OF
         start, failure = (at(label["start_tick"]), at(label["failure_tick"])) if fault else (None, None)
         name = path.name.removesuffix(traces.SUFFIX)
         runs.append(Run(name, traces.digest(path), label, values * mask, mask, start, failure))
@@ -77,12 +81,12 @@ def load(folder, wanted=None):
 
 
 def batch(runs):
-    """values, mask [ticks, runs, features], targets [ticks, runs, horizons], weight [ticks, runs]."""
+    """values, mask [ticks, runs, features], targets [ticks, runs, causes, horizons], weight [ticks, runs]."""
     length = min(TICKS_MAX, max(run.ticks() for run in runs))
     width = runs[0].values.shape[1]
     values = np.zeros((length, len(runs), width))
     mask = np.zeros_like(values)
-    targets = np.zeros((length, len(runs), len(HORIZONS)))
+    targets = np.zeros((length, len(runs), len(CAUSE_OF), len(HORIZONS)))
     weight = np.zeros((length, len(runs)))
     for n, run in enumerate(runs):
         keep = min(length, run.ticks())

@@ -36,6 +36,7 @@ def main(out):
     layout["deviation"] = rng.uniform(0.5, 2.0, len(schema.USED)).astype(np.float32)
     weights = network.initial(jax.random.PRNGKey(4), HIDDEN)
     weights["head_w"] = weights["head_w"] * 10.0
+    weights["shift"] = np.array([[0.5, 0.0, -0.5], [1.0, 0.0, 2.0]], np.float32)
     width = len(layout["features"])
     shares = np.array([unit == "Share" for _, unit in schema.features()])
     values = np.where(shares, rng.uniform(0, 1, (TICKS, HOSTS, width)), rng.lognormal(6, 3, (TICKS, HOSTS, width)))
@@ -52,9 +53,9 @@ def main(out):
         "hazards": expected.astype(float).round(7).tolist(),
     }
     (out / "small.expected.json").write_text(json.dumps(runs) + "\n")
-    weights["head_b"] = np.full(3, np.nan, np.float32)
+    weights["head_b"] = np.full(weights["head_b"].shape, np.nan, np.float32)
     onnx.save(graph.build(weights, layout, "fixture"), out / "not-a-number.onnx")
-    other = network.initial(jax.random.PRNGKey(5), HIDDEN + 1)
+    other = network.initial(jax.random.PRNGKey(5), HIDDEN + 1) | {"shift": weights["shift"]}
     onnx.save(graph.build(other, layout, "fixture"), out / "other-shape.onnx")
 
 

@@ -83,10 +83,17 @@ def build(weights, layout, stamp):
     b("Squeeze", c, time, out="c_next")
     logits = b("Add", b("MatMul", h, b.constant(weights["head_w"])), b.constant(weights["head_b"]))
     alive = b("Sigmoid", b("Neg", logits))
-    columns = [b("Gather", alive, b.constant([n], np.int64), axis=1) for n in range(3)]
-    within_90 = b("Mul", columns[0], columns[1])
-    survive = b("Concat", columns[0], within_90, b("Mul", within_90, columns[2]), axis=1)
-    b("Sub", b.constant(1.0), survive, out="hazard")
+    risks = []
+    for cause, shift in enumerate(weights["shift"]):
+        first = cause * network.HORIZON_COUNT
+        columns = [b("Gather", alive, b.constant([first + n], np.int64), axis=1) for n in range(network.HORIZON_COUNT)]
+        for n in range(1, network.HORIZON_COUNT):
+            columns[n] = b("Mul", columns[n - 1], columns[n])
+        least, most = b.constant(network.HAZARD_MIN), b.constant(1.0 - network.HAZARD_MIN)
+        fails = b("Clip", b("Sub", b.constant(1.0), b("Concat", *columns, axis=1)), least, most)
+        odds = b("Sub", b("Log", fails), b("Log", b("Sub", b.constant(1.0), fails)))
+        risks.append(b("Sigmoid", b("Add", odds, b.constant(shift))))
+    b("Max", *risks, out="hazard")
 
     def rows(name, width):
         return helper.make_tensor_value_info(name, TensorProto.FLOAT, ["hosts", width])

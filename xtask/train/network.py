@@ -9,6 +9,10 @@ import schema
 CLIP = 6.0
 SLOPE_MIN = 1e-5
 LEFT_MAX = 1_000.0
+# What a host fails of. Each has hazards of its own, so that what looks like a leak costs disks no time.
+CAUSES = ["memory", "disk"]
+HORIZON_COUNT = 3
+HAZARD_MIN = 1e-6
 
 
 def initial(key, hidden):
@@ -21,8 +25,8 @@ def initial(key, hidden):
         "w": jax.random.normal(keys[0], (4 * hidden, width)) / np.sqrt(width),
         "r": jax.random.normal(keys[1], (4 * hidden, hidden)) / np.sqrt(hidden),
         "b": jnp.asarray(bias),
-        "head_w": jax.random.normal(keys[2], (hidden, 3)) * 0.1,
-        "head_b": jnp.array([-3.0, -3.0, -3.0]),
+        "head_w": jax.random.normal(keys[2], (hidden, len(CAUSES) * HORIZON_COUNT)) * 0.1,
+        "head_b": jnp.full(len(CAUSES) * HORIZON_COUNT, -3.0),
     }
 
 
@@ -64,22 +68,34 @@ def observe(layout, past, seen, values, mask):
 
 
 def step(weights, layout, state, values, mask):
-    """(state, values, mask) → (state, hazards within 30, 90 and 240 ticks)."""
+    """(state, values, mask) → (state, hazards [hosts, causes, horizons] within 30, 90 and 240 ticks)."""
     h, c, past, seen = state
     x, past, seen = observe(layout, past, seen, values, mask)
     i, o, f, g = jnp.split(x @ weights["w"].T + h @ weights["r"].T + weights["b"], 4, axis=1)
     c = jax.nn.sigmoid(f) * c + jax.nn.sigmoid(i) * jnp.tanh(g)
     h = jax.nn.sigmoid(o) * jnp.tanh(c)
+    logits = (h @ weights["head_w"] + weights["head_b"]).reshape(-1, len(CAUSES), HORIZON_COUNT)
     # A failure within 30 ticks is one within 90: each head adds to the one before it.
-    survive = jnp.cumprod(jax.nn.sigmoid(-(h @ weights["head_w"] + weights["head_b"])), axis=1)
+    survive = jnp.cumprod(jax.nn.sigmoid(-logits), axis=2)
     return (h, c, past, seen), 1.0 - survive
 
 
-def run(weights, layout, values, mask):
-    """Hazards [ticks, hosts, 3] of whole runs [ticks, hosts, features]."""
+def causes(weights, layout, values, mask):
+    """Hazards [ticks, hosts, causes, horizons] of whole runs [ticks, hosts, features]."""
     hidden = weights["r"].shape[1]
 
     def tick(state, inputs):
         return step(weights, layout, state, *inputs)
 
     return jax.lax.scan(tick, zero_state(values.shape[1], hidden), (values, mask))[1]
+
+
+def combine(hazards, shift):
+    """Hazards by cause → one risk per horizon: the worst cause, each moved by `shift` [causes, horizons] log-odds."""
+    hazards = jnp.clip(hazards, HAZARD_MIN, 1.0 - HAZARD_MIN)
+    return jax.nn.sigmoid(jnp.log(hazards) - jnp.log(1.0 - hazards) + shift).max(-2)
+
+
+def run(weights, layout, values, mask):
+    """Risks [ticks, hosts, horizons], as the exported graph gives them."""
+    return combine(causes(weights, layout, values, mask), weights["shift"])

@@ -40,8 +40,10 @@ RATE = 4e-3
 DECAY = 2e-3
 # A retraining may differ from the committed model by this much in the mean hazard, and by no alarm.
 HAZARD_TOLERANCE = 0.05
+# A cause that harmless hosts hardly show is not believed below this hazard either.
+HAZARD_MIN = 0.15
 # The threshold lies this far (in log-odds) above the highest score of a harmless stretch.
-MARGIN = 1.0
+MARGIN = 1.5
 THRESHOLD_MIN, THRESHOLD_MAX = 0.3, 0.99
 # ONNX Runtime computes in f32 what was trained in f64.
 EXPORT_TOLERANCE = 2e-4
@@ -66,9 +68,9 @@ def measured_layout(runs):
 
 
 def loss(weights, layout, values, mask, targets, weight):
-    hazards = jnp.clip(network.run(weights, layout, values, mask), 1e-6, 1 - 1e-6)
+    hazards = jnp.clip(network.causes(weights, layout, values, mask), 1e-6, 1 - 1e-6)
     cost = -(targets * jnp.log(hazards) + (1 - targets) * jnp.log(1 - hazards))
-    return (cost.mean(-1) * weight).sum() / weight.sum()
+    return (cost.mean((-2, -1)) * weight).sum() / weight.sum()
 
 
 def train(runs, layout):
@@ -98,8 +100,8 @@ def train(runs, layout):
 
 
 def score(weights, layout, runs):
-    """Hazards [ticks, horizons] of each run."""
-    run = jax.jit(lambda values, mask: network.run(weights, layout, values, mask))
+    """Hazards [ticks, causes, horizons] of each run."""
+    run = jax.jit(lambda values, mask: network.causes(weights, layout, values, mask))
     hazards = []
     for one in runs:
         ticks = min(len(one.values), 2 * dataset.TICKS_MAX)
@@ -111,6 +113,15 @@ def score(weights, layout, runs):
 
 def log_odds(p):
     return float(np.log(p / (1 - p)))
+
+
+def measured_shift(runs, hazards):
+    """[causes, horizons]: what moves the highest score of a harmless stretch to one half, for each cause alone."""
+    shift = np.zeros((len(network.CAUSES), len(dataset.HORIZONS)), np.float32)
+    for cause, n in np.ndindex(shift.shape):
+        top = max(judge.harmless(run, h[:, cause, n]) for run, h in zip(runs, hazards))
+        shift[cause, n] = -log_odds(float(np.clip(top, HAZARD_MIN, 1 - 1e-4)))
+    return shift
 
 
 def freeze(runs, hazards):
@@ -174,6 +185,10 @@ def build(folder, wanted=None):
     weights, cost, seconds = train(learning, layout)
     weights = jax.tree.map(lambda x: np.asarray(x, np.float32), weights)
     known_hazards, hazards = score(weights, layout, known), score(weights, layout, held_out)
+    weights["shift"] = measured_shift(known, known_hazards)
+    known_hazards, hazards = (
+        [np.asarray(network.combine(h, weights["shift"])) for h in part] for part in (known_hazards, hazards)
+    )
     horizon, threshold, top = freeze(known, known_hazards)
     column = dataset.HORIZONS.index(horizon)
     known_figures = judge.report(known, [h[:, column] for h in known_hazards], threshold)
@@ -192,6 +207,10 @@ def build(folder, wanted=None):
         "horizons": dataset.HORIZONS,
         "horizon": horizon,
         "threshold": round(threshold, 4),
+        "causes": {
+            name: {"shift_log_odds": [round(float(x), 4) for x in row]}
+            for name, row in zip(network.CAUSES, weights["shift"])
+        },
         "debounce_ticks": judge.DEBOUNCE,
         "warm_up_ticks": judge.WARM_UP,
         "state": [{"name": name, "width": width} for name, width in schema.state_tensors(HIDDEN)],
