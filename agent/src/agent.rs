@@ -271,7 +271,7 @@ impl Agent {
     }
 
     fn perform(&mut self, id: ServiceId, action: Action) -> Option<Event> {
-        let known = self.services.get(&id)?;
+        let known = self.services.get_mut(&id)?;
         let address = known.spec.address;
         match action {
             Action::Guard => Some(match self.guard(id) {
@@ -301,11 +301,8 @@ impl Agent {
                     Event::HoldRefused { why }
                 }
             }),
-            Action::Do(job) => match &known.driver {
-                Some(driver) => {
-                    driver.give(job);
-                    None
-                }
+            Action::Do(job) => match &mut known.driver {
+                Some(driver) => driver.give(job).err().map(|why| Event::Finished(Err(why))),
                 // Before the first guard nothing of it runs that this agent could reach.
                 None => Some(Event::Finished(Err("the gate is not in force".to_owned()))),
             },
@@ -366,13 +363,24 @@ impl Agent {
                 }
             }
             Err(error) => {
-                let why = sync::chain(&error);
-                tracing::error!(why, "the gate cannot be put back: nothing is served without it");
-                for known in self.services.values_mut() {
-                    known
-                        .machine
-                        .handle_event(now, Event::Unguarded { why: why.clone() });
-                }
+                tracing::error!(
+                    error = sync::chain(&error),
+                    "the gate cannot be put back everywhere"
+                );
+                self.unguard(now);
+            }
+        }
+    }
+
+    /// Nothing is served behind a gate that is not in force; the other services go on.
+    fn unguard(&mut self, now: BootTime) {
+        let ids: Vec<ServiceId> = self.services.keys().copied().collect();
+        for id in ids {
+            if let Err(why) = self.guard(id)
+                && let Some(known) = self.services.get_mut(&id)
+            {
+                tracing::error!(service = %id, why, "the gate is not in force: it is not served here");
+                known.machine.handle_event(now, Event::Unguarded { why });
             }
         }
     }

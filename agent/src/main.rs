@@ -95,7 +95,7 @@ fn run(cli: Cli) -> anyhow::Result<()> {
 
 fn serve(config: AgentConfig) -> anyhow::Result<()> {
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
-    runtime.block_on(async {
+    let outcome = runtime.block_on(async {
         let (mut term, mut int) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
         // Workloads go on. Unless an agent comes back in time their leases end and the gate closes.
         tokio::select! {
@@ -104,5 +104,8 @@ fn serve(config: AgentConfig) -> anyhow::Result<()> {
             _ = int.recv() => tracing::info!("stops: SIGINT"),
         }
         Ok(())
-    })
+    });
+    // A disk that hangs is not waited for: what is on it is safe to be cut short.
+    runtime.shutdown_background();
+    outcome
 }

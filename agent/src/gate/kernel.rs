@@ -116,7 +116,10 @@ impl KernelGate {
         self.guard_interface(guard.address, &guard.interface)?;
         let mut inner = self.lock();
         let known = inner.cgroups.get(&guard.address);
-        if known.is_none_or(|known| known.cgroup != guard.cgroup) {
+        let in_force = known.is_some_and(|known| {
+            known.cgroup == guard.cgroup && inode(&guard.cgroup).is_ok_and(|inode| inode == known.inode)
+        });
+        if !in_force {
             let attached = self.attach_cgroup(guard.address, &guard.cgroup)?;
             inner.cgroups.insert(guard.address, attached);
         }
@@ -132,7 +135,8 @@ impl KernelGate {
         let mut inner = self.lock();
         // Programs must find these maps at their pins, not make their own.
         self.repin_maps(&inner.bpf, &mut Vec::new())?;
-        if !inner.interfaces.contains_key(interface) {
+        let known = inner.interfaces.get(interface);
+        if !known.is_some_and(|attached| is_attached(interface, attached)) {
             let attached = self.attach_interface(interface)?;
             inner.interfaces.insert(interface.to_owned(), attached);
         }

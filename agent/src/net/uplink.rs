@@ -25,6 +25,8 @@ const HELLO_MAX: Duration = Duration::from_secs(5);
 /// A renewal that is answered later extends nothing.
 const RENEW_MAX: Duration = Duration::from_secs(1);
 const REPORT_MAX: Duration = Duration::from_secs(1);
+/// Pause after a hello on an open link, which may be refused for good.
+const GREET_PAUSE: Duration = Duration::from_millis(200);
 /// Pause between two reports, so that a burst of changes is one report.
 const REPORT_PAUSE: Duration = Duration::from_millis(5);
 
@@ -63,10 +65,20 @@ pub async fn keep_linked(endpoint: Endpoint, mut uplink: Uplink, said: Said) {
         let dialled = timeout(DIAL_MAX, endpoint.dial(addr, Principal::Coordinator(id))).await;
         match dialled.unwrap_or(Err(TransportError::Timeout(DIAL_MAX))) {
             Ok(link) => {
-                tracing::info!(coordinator = %id, %addr, "connected");
-                (pause, told) = (REDIAL_MIN, false);
-                if let Err(error) = talk(&link, &mut uplink, &said).await {
-                    tracing::warn!(coordinator = %id, %error, "disconnected");
+                // In TLS 1.3 a refusal shows with the first call.
+                match greet(&link, &said).await {
+                    Ok(()) => {
+                        tracing::info!(coordinator = %id, %addr, "connected");
+                        (pause, told) = (REDIAL_MIN, false);
+                        if let Err(error) = talk(&link, &mut uplink, &said).await {
+                            tracing::warn!(coordinator = %id, %error, "disconnected");
+                        }
+                    }
+                    Err(error) if told => tracing::debug!(coordinator = %id, %error, "no link"),
+                    Err(error) => {
+                        tracing::warn!(coordinator = %id, %error, "no link; it is tried again and again");
+                        told = true;
+                    }
                 }
                 link.close("the agent begins anew");
             }
@@ -82,8 +94,6 @@ pub async fn keep_linked(endpoint: Endpoint, mut uplink: Uplink, said: Said) {
 }
 
 async fn talk(link: &Link, uplink: &mut Uplink, said: &Said) -> Result<(), TransportError> {
-    // A follower cannot register anybody: it says so, and the report brings it up again.
-    greet(link, said).await?;
     tokio::select! {
         ended = renewals(link, &mut uplink.renewals, &said.asked) => ended,
         ended = reports(link, said) => ended,
@@ -92,6 +102,7 @@ async fn talk(link: &Link, uplink: &mut Uplink, said: &Said) -> Result<(), Trans
     }
 }
 
+/// A follower cannot register anybody: it says so, and the next report brings it up again.
 async fn greet(link: &Link, said: &Said) -> Result<(), TransportError> {
     let hello = Request::Hello((*said.hello).clone());
     match link.call(&hello, HELLO_MAX).await? {
@@ -136,7 +147,10 @@ async fn reports(link: &Link, said: &Said) -> Result<(), TransportError> {
         let begun = Instant::now();
         let report = reports.borrow_and_update().clone();
         match link.call(&Request::Report(report), REPORT_MAX).await {
-            Ok(Response::Refused(Refusal::Unknown(_))) => greet(link, said).await?,
+            Ok(Response::Refused(Refusal::Unknown(_))) => {
+                greet(link, said).await?;
+                sleep(GREET_PAUSE).await;
+            }
             Ok(_) | Err(TransportError::Timeout(_)) => {}
             Err(error) => return Err(error),
         }

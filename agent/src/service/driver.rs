@@ -19,12 +19,17 @@ use understudy_transport::Endpoint;
 use super::{Event, Job, Outcome, SyncStatus};
 use crate::sync::scan::ScanSource;
 use crate::sync::tracker::{ChangeSource, KernelTracker, TrackerLimits};
-use crate::sync::{self, Primary, PrimarySettings, PrimaryStatus, Shadow, ShadowSettings, ShadowStatus};
+use crate::sync::{
+    self, Primary, PrimaryError, PrimarySettings, PrimaryStatus, Shadow, ShadowSettings, ShadowStatus,
+};
 use crate::traffic::{TrafficDriver as _, VirtualIp};
 use crate::workload::{Cgroup, CgroupFreezer, CommandWorkload, ThawGuard, WorkloadError, wait_healthy};
 
 /// How long the final cut waits for shadows that do not answer.
 const FINAL_CUT_MAX: Duration = Duration::from_secs(10);
+
+/// How long an engine that is told to stop may take.
+const ENGINE_STOP_MAX: Duration = Duration::from_secs(5);
 
 /// The copies on this host that take generations, for whoever accepts streams.
 #[derive(Clone, Debug, Default)]
@@ -57,7 +62,8 @@ pub struct DriverSettings {
 /// The agent's end.
 #[derive(Debug)]
 pub struct Driver {
-    jobs: mpsc::Sender<Job>,
+    jobs: mpsc::Sender<(Job, Arc<Notify>)>,
+    /// Of the job given last, so that none is ended for another's sake.
     interrupt: Arc<Notify>,
 }
 
@@ -72,7 +78,6 @@ impl Driver {
         let workload = CommandWorkload::adopt(settings.cgroup.clone(), settings.spec.workload.clone(), log)?;
         let spec = &settings.spec;
         let address = VirtualIp::new(spec.address, spec.prefix_len, spec.interface.clone());
-        let interrupt = Arc::new(Notify::new());
         // One job is under way at a time, so one place is enough.
         let (jobs, inbox) = mpsc::channel(1);
         let worker = Worker {
@@ -80,18 +85,22 @@ impl Driver {
             address,
             engine: Engine::None,
             warm: None,
-            interrupt: Arc::clone(&interrupt),
+            scans: false,
             settings,
         };
         tokio::spawn(worker.run(inbox));
+        let interrupt = Arc::default();
         Ok(Self { jobs, interrupt })
     }
 
     /// Gives it the next job. The machine asks for one only after the last has finished.
-    pub fn give(&self, job: Job) {
-        if let Err(error) = self.jobs.try_send(job) {
-            tracing::error!(%error, "a job was given to a driver that is busy or gone");
-        }
+    ///
+    /// # Errors
+    /// When the worker is gone, which is a bug: the job will never finish.
+    pub fn give(&mut self, job: Job) -> Result<(), String> {
+        self.interrupt = Arc::default();
+        let given = self.jobs.try_send((job, Arc::clone(&self.interrupt)));
+        given.map_err(|_| "the driver has ended; restart the agent".to_owned())
     }
 
     pub fn interrupt(&self) {
@@ -147,11 +156,12 @@ struct Worker {
     engine: Engine,
     /// While it follows.
     warm: Option<Warm>,
-    interrupt: Arc<Notify>,
+    /// The kernel's tracker could not watch this service's files.
+    scans: bool,
 }
 
 impl Worker {
-    async fn run(mut self, mut jobs: mpsc::Receiver<Job>) {
+    async fn run(mut self, mut jobs: mpsc::Receiver<(Job, Arc<Notify>)>) {
         let mut watching = false;
         loop {
             let workload = Arc::clone(&self.workload);
@@ -168,11 +178,11 @@ impl Worker {
                     continue;
                 }
             };
-            let Some(job) = job else { return };
+            let Some((job, interrupt)) = job else { return };
             let starts = job == Job::StartWorkload;
             let begun = tokio::time::Instant::now();
             tracing::info!(service = %self.settings.spec.name, ?job, "begins");
-            let result = self.perform(job).await;
+            let result = self.perform(job, &interrupt).await;
             let took_ms = begun.elapsed().as_millis();
             match &result {
                 Ok(_) => tracing::info!(service = %self.settings.spec.name, took_ms, "done"),
@@ -188,7 +198,7 @@ impl Worker {
         let _ = self.settings.events.send((self.settings.service, event)).await;
     }
 
-    async fn perform(&mut self, job: Job) -> Result<Outcome, String> {
+    async fn perform(&mut self, job: Job, interrupt: &Notify) -> Result<Outcome, String> {
         let done = |()| Outcome::Done;
         match job {
             Job::Own { epoch, from, shadows } => self.own(epoch, from, shadows).await.map(done),
@@ -200,8 +210,11 @@ impl Worker {
             }
             Job::FinalCut => match &self.engine {
                 Engine::Primary(primary, _) => {
-                    let cut = primary.final_cut(FINAL_CUT_MAX).await;
-                    cut.map(Outcome::Cut).map_err(|error| sync::chain(&error))
+                    let cut = primary.final_cut(FINAL_CUT_MAX);
+                    match tokio::time::timeout(FINAL_CUT_MAX + ENGINE_STOP_MAX, cut).await {
+                        Ok(cut) => cut.map(Outcome::Cut).map_err(|error| sync::chain(&error)),
+                        Err(_) => Err("the disk does not let the final cut be made".to_owned()),
+                    }
                 }
                 Engine::None | Engine::Shadow { .. } => Err("nothing is being cut".to_owned()),
             },
@@ -210,7 +223,7 @@ impl Worker {
                 Ok(Outcome::Done)
             }
             Job::Follow { primary, epoch } => self.follow(primary, epoch).await.map(done),
-            Job::StartWorkload => self.start_workload().await.map(done),
+            Job::StartWorkload => self.start_workload(interrupt).await.map(done),
             Job::StopWorkload => {
                 let stopped = self.workload.stop().await;
                 stopped
@@ -246,6 +259,7 @@ impl Worker {
         let paths = self.paths();
         let source = match warm {
             Some(source) => source,
+            None if self.scans => Box::new(ScanSource::new(paths)),
             None => blocking(move || Ok(change_source(paths))).await?,
         };
         let DriverSettings { spec, cgroup, .. } = &self.settings;
@@ -263,9 +277,10 @@ impl Worker {
             source,
             start,
         };
-        let mut primary = Primary::start(settings, self.settings.endpoint.clone())
-            .await
-            .map_err(|error| sync::chain(&error))?;
+        let started = Primary::start(settings, self.settings.endpoint.clone()).await;
+        // More files than the tracker holds, or some on another file system: a scan has no such limits.
+        self.scans |= matches!(started, Err(PrimaryError::Watch(_)));
+        let mut primary = started.map_err(|error| sync::chain(&error))?;
         self.end_engine().await;
         primary.set_shadows(shadows);
         let forward = self.forward(primary.status(), of_primary);
@@ -283,16 +298,29 @@ impl Worker {
         let (state_dir, name) = (self.settings.state_dir.clone(), self.settings.spec.name.clone());
         let own =
             blocking(move || sync::is_own(&state_dir, &name).map_err(|error| sync::chain(&error))).await?;
-        let Some(from) = from.filter(|_| !own) else {
+        let known = match &self.engine {
+            Engine::Shadow { copy, .. } => Some(copy.clone()),
+            Engine::None | Engine::Primary(..) => None,
+        };
+        if own {
+            if let Some(copy) = known {
+                copy.close().await;
+            }
             return Ok(None);
+        }
+        // Also finishes what a crash interrupted, which is what makes the files those of a generation.
+        let copy = match known {
+            Some(copy) => copy,
+            None => self.open_shadow().await?,
         };
-        let shadow = match &self.engine {
-            Engine::Shadow { copy, .. } => copy.clone(),
-            Engine::None | Engine::Primary(..) => self.open_shadow().await?,
-        };
-        let promoted = shadow.promote(epoch).await;
+        if from.is_none() && !copy.has_sealed() {
+            // Nobody ever served it: the files are as somebody put them there.
+            copy.close().await;
+            return Ok(None);
+        }
+        let promoted = copy.promote(epoch).await;
         let promoted = promoted.map_err(|error| sync::chain(&error))?;
-        if promoted.generation < from {
+        if let Some(from) = from.filter(|from| promoted.generation < *from) {
             return Err(format!(
                 "the copy here is at {}, but {from} was to take over",
                 promoted.generation
@@ -336,9 +364,14 @@ impl Worker {
     async fn end_engine(&mut self) {
         self.settings.registry.lock().remove(&self.settings.service);
         self.warm = None;
-        if let Engine::Primary(primary, forward) = std::mem::replace(&mut self.engine, Engine::None) {
-            drop(forward);
-            primary.stop().await;
+        match std::mem::replace(&mut self.engine, Engine::None) {
+            Engine::None => {}
+            Engine::Primary(primary, forward) => {
+                drop(forward);
+                // One that hangs on its disk ends when that answers; nothing is cut any more.
+                let _ = tokio::time::timeout(ENGINE_STOP_MAX, primary.stop()).await;
+            }
+            Engine::Shadow { copy, .. } => copy.close().await,
         }
     }
 
@@ -356,11 +389,12 @@ impl Worker {
                     return;
                 }
             }
+            tracing::error!(%service, "the sync engine has ended: nothing is copied until the agent is restarted");
         }))
     }
 
-    async fn start_workload(&self) -> Result<(), String> {
-        let result = self.start_and_wait().await;
+    async fn start_workload(&self, interrupt: &Notify) -> Result<(), String> {
+        let result = self.start_and_wait(interrupt).await;
         if result.is_err()
             && let Err(error) = self.workload.stop().await
         {
@@ -369,7 +403,7 @@ impl Worker {
         result
     }
 
-    async fn start_and_wait(&self) -> Result<(), String> {
+    async fn start_and_wait(&self, interrupt: &Notify) -> Result<(), String> {
         let failed = |error: WorkloadError| sync::chain(&error);
         if !self.workload.is_running().map_err(failed)? {
             self.workload.start().await.map_err(failed)?;
@@ -383,7 +417,7 @@ impl Worker {
                 Some(status) => format!("it ended while it started: {status}; its output is in {}", self.workload.log().display()),
                 None => "it ended while it started".to_owned(),
             }),
-            () = self.interrupt.notified() => Err("it is no longer wanted".to_owned()),
+            () = interrupt.notified() => Err("it is no longer wanted".to_owned()),
         }
     }
 }

@@ -357,7 +357,11 @@ impl Machine {
     fn next_job(&self, now: BootTime) -> Option<Job> {
         let order = self.order.as_ref()?;
         if !self.guarded {
-            return self.leave_traffic();
+            // Without a gate the address is what clients could reach: it goes first.
+            if self.address != Some(false) {
+                return Some(Job::LeaveAddress);
+            }
+            return (self.workload != Workload::Stopped).then_some(Job::StopWorkload);
         }
         match &order.role {
             Role::Serve { from, shadows } => {
@@ -467,7 +471,8 @@ impl Machine {
             acked: self.sync.acked.clone(),
             failure: self
                 .failure()
-                .or_else(|| self.sync.failure.clone().filter(|_| follows)),
+                // Of a holder it is told while it serves: it is no reason to move then.
+                .or_else(|| self.sync.failure.clone().filter(|_| follows || serves)),
             sync: self.sync.figures.clone(),
         })
     }

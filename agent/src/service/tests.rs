@@ -241,7 +241,7 @@ fn a_gate_that_is_lost_takes_the_service_down() {
     host.obey(order(1, 5, serve()));
     let why = "the interface is gone".to_owned();
     host.event(Event::Unguarded { why: why.clone() });
-    let expected = [Action::Do(Job::StopWorkload), Action::Do(Job::LeaveAddress)];
+    let expected = [Action::Do(Job::LeaveAddress), Action::Do(Job::StopWorkload)];
     assert_eq!(host.run(), expected);
     assert_eq!(host.machine.report(host.now).unwrap().failure, Some(why));
     host.now = host.machine.poll_timeout().unwrap();

@@ -13,10 +13,12 @@ use std::time::{Duration, Instant};
 
 use understudy_common::delta::{BLOCK, Body, Entry, Manifest, NO_HASH, Op, RelPath, block_hash};
 use understudy_common::spec::Consistency;
+use understudy_common::units::BootTime;
 use understudy_common::wire::SyncFigures;
 
 use super::roots::{Roots, Seen, look, read_range};
 use super::tracker::{ChangeSource, DirtySet, InodeKey, PAGE, PageSet, Rearmer};
+use crate::clock::boot_time;
 use crate::workload::{FreezeError, Freezer};
 
 /// Live rounds before a cut while much is being written.
@@ -61,6 +63,8 @@ pub struct Cutter {
     content: HashMap<(InodeKey, u64), Box<[u8]>>,
     discards: u32,
     freezes_us: Vec<u64>,
+    /// When the last cut was begun: it holds everything that was written before.
+    cut_at: BootTime,
     pub figures: SyncFigures,
 }
 
@@ -104,6 +108,7 @@ impl Cutter {
             content: HashMap::new(),
             discards: 0,
             freezes_us: Vec::new(),
+            cut_at: BootTime::ZERO,
             figures: SyncFigures::default(),
         }
     }
@@ -151,6 +156,10 @@ impl Cutter {
                 .map(|(path, _)| path.clone()),
         );
         Ok(())
+    }
+
+    pub const fn cut_at(&self) -> BootTime {
+        self.cut_at
     }
 
     pub fn manifest(&self) -> &Manifest {
@@ -207,6 +216,7 @@ impl Cutter {
         if quiet && self.delta.touched.is_empty() && !forced {
             return Ok(None);
         }
+        self.cut_at = boot_time();
         let frozen = match &self.freezer {
             Some(freezer) if self.consistency == Consistency::Freeze && !stopped => {
                 let begun = Instant::now();
@@ -215,8 +225,13 @@ impl Cutter {
                     Err(error) => {
                         if matches!(error, FreezeError::TimedOut { .. }) {
                             self.figures.freezes_timed_out += 1;
+                            tracing::debug!(error = super::chain(&error), "no cut this time");
+                        } else {
+                            tracing::warn!(
+                                error = super::chain(&error),
+                                "no cut: the workload cannot be frozen"
+                            );
                         }
-                        tracing::debug!(error = super::chain(&error), "no cut this time");
                         self.carried.merge(DirtySet {
                             pages: tail,
                             ..DirtySet::default()
@@ -238,8 +253,10 @@ impl Cutter {
             if stopped { Look::Still } else { Look::Frozen },
             &mut |_, _, _| {},
         )?;
-        let written_meanwhile = frozen.is_some() && self.source.exact() && self.source.pending();
+        let mut written_meanwhile = frozen.is_some() && self.source.exact() && self.source.pending();
         if let Some((frozen, begun)) = frozen {
+            // The guard ends a freeze that lasts too long: what was read then is of two moments.
+            written_meanwhile |= !frozen.is_whole();
             drop(frozen);
             self.note_freeze(begun.elapsed());
         }

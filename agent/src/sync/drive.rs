@@ -8,6 +8,7 @@ use std::{fs, io};
 use tokio::sync::{oneshot, watch};
 use understudy_common::delta::{Answer, Digest};
 use understudy_common::id::{GenerationId, HostId, ServiceId};
+use understudy_common::units::BootTime;
 use understudy_common::wire::FinalCut;
 
 use super::cutter::Cutter;
@@ -15,10 +16,13 @@ use super::identity;
 use super::primary::{PrimaryError, PrimarySettings, PrimaryStatus};
 use super::roots::Roots;
 use super::shipper::{Cut, Pipe, Shipper};
+use crate::clock::boot_time;
 
 /// Bounds of the pause between two cycles.
 const INTERVAL_MIN: Duration = Duration::from_millis(50);
 const INTERVAL_MAX: Duration = Duration::from_millis(250);
+/// After a cycle that failed.
+const ERROR_PAUSE_MAX: Duration = Duration::from_secs(30);
 /// A cycle may take this share of the time.
 const CYCLE_SHARE: u32 = 4;
 /// While something waits to be shipped.
@@ -51,7 +55,7 @@ pub struct Engine {
     settings: Fixed,
     cutter: Cutter,
     cut: Option<Cut>,
-    cut_times: BTreeMap<GenerationId, (Instant, u64)>,
+    cut_times: BTreeMap<GenerationId, BootTime>,
     shippers: BTreeMap<HostId, Shipper>,
     acked: BTreeMap<HostId, GenerationId>,
     /// Content bytes sent to each shadow since it last sealed.
@@ -59,7 +63,8 @@ pub struct Engine {
     shadows: std::collections::BTreeSet<HostId>,
     status: watch::Sender<PrimaryStatus>,
     failure: Option<String>,
-    /// Highest number that a shadow has of this epoch, from before this agent started.
+    /// Numbers up to this one may be in use in this epoch, from before this agent started: generations
+    /// are far fewer than milliseconds.
     numbers_taken: u64,
     /// The final cut was made: nothing is cut any more.
     finished: bool,
@@ -78,7 +83,7 @@ impl Engine {
         status: watch::Sender<PrimaryStatus>,
     ) -> Result<Self, PrimaryError> {
         let dir = identity::service_dir(&settings.state_dir, &settings.name);
-        own(&dir, settings.epoch).map_err(|source| PrimaryError::State {
+        let numbers_taken = own(&dir, settings.epoch).map_err(|source| PrimaryError::State {
             dir: dir.clone(),
             source,
         })?;
@@ -107,7 +112,7 @@ impl Engine {
             shadows: std::collections::BTreeSet::new(),
             status,
             failure: None,
-            numbers_taken: 0,
+            numbers_taken,
             finished: false,
             waiting: None,
         })
@@ -173,7 +178,8 @@ impl Engine {
                 let why = super::chain(&error);
                 tracing::warn!(service = %self.settings.service, error = why, "no generation was cut");
                 self.failure = Some(why);
-                INTERVAL_MAX
+                // What follows is a re-read of much: it keeps to its share of the time as well.
+                pause.clamp(INTERVAL_MAX, ERROR_PAUSE_MAX)
             }
         }
     }
@@ -196,7 +202,7 @@ impl Engine {
             delta,
             previous,
         });
-        self.cut_times.insert(generation, (Instant::now(), boot_ns()));
+        self.cut_times.insert(generation, self.cutter.cut_at());
         if self.cut_times.len() > CUT_TIMES_MAX {
             self.cut_times.pop_first();
         }
@@ -261,10 +267,12 @@ impl Engine {
         if let Answer::Sealed { generation } = answer {
             self.acked.insert(host, generation);
             let bytes = self.unsealed.remove(&host).unwrap_or(0);
-            if let Some((at, cut_ns)) = self.cut_times.get(&generation) {
-                self.cutter.figures.lag_us_last = u64::try_from(at.elapsed().as_micros()).unwrap_or(u64::MAX);
+            if let Some(&cut_at) = self.cut_times.get(&generation) {
+                let now = boot_time();
+                let lag_us = now.since(cut_at).as_micros();
+                self.cutter.figures.lag_us_last = u64::try_from(lag_us).unwrap_or(u64::MAX);
                 tracing::debug!(target: "understudy_agent::generation", service = %self.settings.service,
-                    generation = %generation, cut_ns, acked_ns = boot_ns(), shadow = %host,
+                    generation = %generation, cut_ns = cut_at.0, acked_ns = now.0, shadow = %host,
                     bytes);
             }
         }
@@ -358,10 +366,18 @@ impl Engine {
     }
 }
 
-/// From here on the files are a workload's: what a shadow's journal knows of them is void.
-fn own(dir: &std::path::Path, epoch: understudy_common::id::Epoch) -> io::Result<()> {
+/// From here on the files are a workload's: what a shadow's journal knows of them is void. Returns up to
+/// which number generations of this epoch may be in use.
+fn own(dir: &std::path::Path, epoch: understudy_common::id::Epoch) -> io::Result<u64> {
     fs::create_dir_all(dir)?;
     let mut identity = identity::load(dir)?;
+    let known = identity.identifiers.current.filter(|known| known.epoch == epoch);
+    let taken = if identity.diverging && identity.floor >= epoch {
+        // It ran in this epoch before: there have been fewer generations than milliseconds.
+        boot_time().0 / 1_000_000
+    } else {
+        known.map_or(0, |known| known.n)
+    };
     identity.digest = None;
     identity.diverging = true;
     identity.floor = identity.floor.max(epoch);
@@ -375,12 +391,5 @@ fn own(dir: &std::path::Path, epoch: understudy_common::id::Epoch) -> io::Result
             fs::remove_file(path)?;
         }
     }
-    Ok(())
-}
-
-fn boot_ns() -> u64 {
-    let now = nix::time::clock_gettime(nix::time::ClockId::CLOCK_BOOTTIME);
-    now.map_or(0, |now| {
-        Duration::from(now).as_nanos().try_into().unwrap_or(u64::MAX)
-    })
+    Ok(taken)
 }

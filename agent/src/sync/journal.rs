@@ -108,6 +108,13 @@ pub mod crash {
 
     thread_local! {
         static LEFT: Cell<Option<u32>> = const { Cell::new(None) };
+        static KILLS: Cell<bool> = const { Cell::new(false) };
+    }
+
+    /// The `n`th step ends this process by SIGKILL.
+    pub fn arm_kill(n: u32) {
+        KILLS.set(true);
+        arm(Some(n));
     }
 
     /// Every step fails from the `n`th on; `None` lets all pass.
@@ -118,6 +125,11 @@ pub mod crash {
     pub fn step(name: &'static str) -> io::Result<()> {
         match LEFT.get() {
             None => Ok(()),
+            Some(0) if KILLS.get() => {
+                // SAFETY: no memory is involved; it does not return.
+                unsafe { libc::kill(libc::getpid(), libc::SIGKILL) };
+                unreachable!("a killed process goes no further")
+            }
             Some(0) => Err(io::Error::other(format!("test: power cut at {name}"))),
             Some(left) => {
                 LEFT.set(Some(left - 1));

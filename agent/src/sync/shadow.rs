@@ -72,6 +72,8 @@ struct Inner {
     store: Store,
     /// Number of the newest stream; frames of older ones are refused.
     stream: u64,
+    /// No stream is taken any more.
+    closed: bool,
 }
 
 impl Shadow {
@@ -89,7 +91,11 @@ impl Shadow {
         let status = Arc::new(watch::Sender::new(status_of(&store, None)));
         Ok(Self {
             service,
-            store: Arc::new(Mutex::new(Inner { store, stream: 0 })),
+            store: Arc::new(Mutex::new(Inner {
+                store,
+                stream: 0,
+                closed: false,
+            })),
             expected: Arc::default(),
             status,
         })
@@ -98,6 +104,8 @@ impl Shadow {
     /// Who may send, by the newest order.
     pub fn set_primary(&self, host: HostId, epoch: Epoch) {
         self.expected.send_replace(Some((host, epoch)));
+        // A promotion that came to nothing leaves an ordinary copy behind.
+        self.store.lock().unwrap_or_else(PoisonError::into_inner).closed = false;
     }
 
     pub fn status(&self) -> watch::Receiver<ShadowStatus> {
@@ -176,7 +184,7 @@ impl Shadow {
 
     async fn step(&self, stream: u64, epoch: Epoch, raw: Vec<u8>) -> Result<Vec<Answer>, ShadowError> {
         self.with(move |inner| {
-            if inner.stream != stream {
+            if inner.stream != stream || inner.closed {
                 return Err(ShadowError::Superseded);
             }
             let frame = wire::decode(&raw).map_err(TransportError::from)?;
@@ -186,7 +194,13 @@ impl Shadow {
     }
 
     async fn checkpoint(&self) -> Result<(), ShadowError> {
-        self.with(|inner| Ok(inner.store.checkpoint()?)).await
+        self.with(|inner| {
+            if inner.closed {
+                return Err(ShadowError::Superseded);
+            }
+            Ok(inner.store.checkpoint()?)
+        })
+        .await
     }
 
     /// Ends the shadow's part in favour of `epoch`.
@@ -197,10 +211,29 @@ impl Shadow {
         self.expected.send_replace(None);
         self.with(move |inner| {
             inner.stream += 1;
+            inner.closed = true;
             let (generation, manifest) = inner.store.promote(epoch)?;
             Ok(Promoted { generation, manifest })
         })
         .await
+    }
+
+    /// Takes no frame from here on, on whatever stream: the files are somebody else's now.
+    pub async fn close(&self) {
+        self.expected.send_replace(None);
+        // Waits for a frame that is being handled.
+        let closed = self.with(|inner| {
+            inner.stream += 1;
+            inner.closed = true;
+            Ok(())
+        });
+        // Fails only while the agent stops, and then nobody handles frames.
+        let _ = closed.await;
+    }
+
+    /// Whether a generation was ever sealed here.
+    pub fn has_sealed(&self) -> bool {
+        self.status.borrow().generation.is_some()
     }
 
     /// Takes the files back to an earlier sealed generation.

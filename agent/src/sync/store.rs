@@ -288,7 +288,12 @@ impl Store {
                     .incoming
                     .take()
                     .ok_or(StoreError::Protocol("a seal before a begin"))?;
-                if generation.epoch != epoch || incoming.manifest.digest() != digest {
+                let rises = self
+                    .identity
+                    .identifiers
+                    .current
+                    .is_none_or(|current| current < generation);
+                if generation.epoch != epoch || !rises || incoming.manifest.digest() != digest {
                     return Err(StoreError::Protocol(
                         "the sealed state is not what the operations give",
                     ));
@@ -427,7 +432,10 @@ impl Store {
             });
         }
         self.drop_unsealed();
-        self.checkpoint()?;
+        if self.checkpoint().is_err() || self.copy != CopyState::Ready {
+            // What is sealed is in the journal: once more from the disk.
+            self.recover().map_err(|source| self.disk(source))?;
+        }
         let generation = self
             .generation()
             .filter(|_| self.copy == CopyState::Ready)

@@ -85,6 +85,9 @@ async fn a_second_instance_is_never_started() {
     let Some(place) = Place::new("second") else { return };
     let workload = place.workload(SLEEPER);
     workload.start().await.unwrap();
+    eventually("the first instance wrote to the log", || {
+        place.log().contains("started")
+    });
     assert!(matches!(
         workload.start().await,
         Err(WorkloadError::AlreadyRunning { .. })

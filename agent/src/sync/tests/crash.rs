@@ -112,6 +112,63 @@ fn a_crash_at_any_step_leaves_exactly_a_sealed_generation() {
     assert!(steps > 15, "{steps} steps");
 }
 
+/// Where a child process finds its directory and the step at which it is killed.
+const DIRECTORY: &str = "UNDERSTUDY_TEST_JOURNAL";
+const STEP: &str = "UNDERSTUDY_TEST_JOURNAL_STEP";
+/// The child's exit code when it came to the end alive.
+const ALIVE: i32 = 7;
+
+/// Not a test of its own: the process that the next test kills in mid-journal.
+#[test]
+fn journal_process() {
+    let (Ok(dir), Ok(step)) = (std::env::var(DIRECTORY), std::env::var(STEP)) else {
+        return;
+    };
+    let dir = Path::new(&dir);
+    let mut joined = Joined::new(&dir.join("from"), &dir.join("to"), &dir.join("state"));
+    FIRST.iter().for_each(|act| act.play(&dir.join("from")));
+    joined.cut(1);
+    joined.deliver();
+    SECOND.iter().for_each(|act| act.play(&dir.join("from")));
+    joined.cut(2);
+    let frames = joined.frames();
+    crash::arm_kill(step.parse().expect("a number"));
+    receive(&mut joined.store, &frames);
+    std::process::exit(ALIVE);
+}
+
+#[test]
+fn a_receiver_killed_in_mid_journal_comes_back_at_a_sealed_generation() {
+    let own = std::env::current_exe().expect("this test");
+    let (mut killed, mut seen) = (0, std::collections::BTreeSet::new());
+    for step in 0.. {
+        let dir = tempfile::Builder::new()
+            .prefix("ussync")
+            .tempdir_in("/dev/shm")
+            .expect("tmpfs");
+        std::fs::create_dir(dir.path().join("from")).expect("fresh");
+        let status = std::process::Command::new(&own)
+            .args(["--exact", "sync::tests::crash::journal_process"])
+            .env(DIRECTORY, dir.path())
+            .env(STEP, step.to_string())
+            .stdout(std::process::Stdio::null())
+            .status()
+            .expect("started");
+        let (to, state) = (dir.path().join("to"), dir.path().join("state"));
+        let store = Store::open(ServiceId(1), "s", &state, Roots::new(vec![to])).expect("recovers");
+        assert_eq!(store.copy(), CopyState::Ready, "step {step}");
+        seen.insert(store.generation().map(|generation| generation.n));
+        if status.code() == Some(ALIVE) {
+            break;
+        }
+        let signal = std::os::unix::process::ExitStatusExt::signal(&status);
+        assert_eq!(signal, Some(libc::SIGKILL), "step {step}: {status}");
+        killed += 1;
+    }
+    assert!(killed > 15, "{killed} steps");
+    assert_eq!(seen, [Some(1), Some(2)].into());
+}
+
 /// `None` when the seal was not acknowledged, else whether the checkpoint was done too.
 fn receive(store: &mut Store, frames: &[Vec<u8>]) -> Option<bool> {
     let mut acknowledged = None;
