@@ -7,7 +7,9 @@ use understudy_common::wire::FinalCut;
 
 use super::failover::grant;
 use super::score::Move;
-use super::{Act, CUT_MAX, Facts, OVER_TICKS, PREDICTED_WINDOW_MS, Proposal, SHARE_MAX_PERCENT, View};
+use super::{
+    Act, CUT_MAX, Facts, OVER_TICKS, PREDICTED_WINDOW_MS, Proposal, SHARE_MAX_PERCENT, TARGET_MAX, View,
+};
 use crate::state::{Change, GrantReason, MoveReason, Phase, Service, State, Step};
 
 /// Hosts whose services are on their way elsewhere.
@@ -95,7 +97,7 @@ pub(super) fn advance(view: &View<'_>, id: ServiceId, service: &Service) -> Opti
             .filter(|cut| !cut.acked_by.is_empty())
             .map(|cut| record_cut(id, service, cut)),
         Step::Cut(known) => {
-            if let Some(host) = choose(view, service, *to, known) {
+            if let Some(host) = choose(view, id, service, *to, known) {
                 let why = format!("{} has the final cut", view.state.host_name(host));
                 return grant(
                     view,
@@ -133,13 +135,16 @@ fn record_cut(id: ServiceId, service: &Service, cut: &FinalCut) -> Proposal {
     }
 }
 
-/// The planned target if it has the final cut, else the first alive shadow of the set that has it.
-fn choose(view: &View<'_>, service: &Service, to: HostId, cut: &FinalCut) -> Option<HostId> {
+/// The planned target if it has the final cut, else the first alive shadow of the set that has it. A
+/// target that is alive gets a moment to acknowledge, since somebody may have asked for it by name.
+fn choose(view: &View<'_>, id: ServiceId, service: &Service, to: HostId, cut: &FinalCut) -> Option<HostId> {
     let fit =
         |host: &HostId| cut.acked_by.contains(host) && service.shadows.contains(host) && view.is_alive(*host);
-    std::iter::once(to)
-        .chain(service.spec.hosts.iter().copied())
-        .find(fit)
+    let coming = service.shadows.contains(&to) && view.is_alive(to) && view.in_step_for(id) < TARGET_MAX;
+    if fit(&to) || coming {
+        return Some(to).filter(fit);
+    }
+    service.spec.hosts.iter().copied().find(fit)
 }
 
 fn best_target(view: &View<'_>, id: ServiceId, service: &Service) -> Option<HostId> {

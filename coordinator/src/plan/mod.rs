@@ -43,6 +43,8 @@ pub const PREDICTED_WINDOW_MS: u64 = 600_000;
 pub const FENCE_MAX: Duration = Duration::from_millis(3_000);
 /// How long the final cut may take beyond the workload's stop timeout.
 pub const CUT_MAX: Duration = Duration::from_millis(15_000);
+/// How long after the fence the planned target is waited for when another shadow has the final cut.
+pub const TARGET_MAX: Duration = Duration::from_millis(300);
 /// How long an activation may take beyond the workload's start timeout.
 pub const ACTIVATE_MAX: Duration = Duration::from_millis(10_000);
 /// How long a holder that failed waits before it gets the next epoch itself, for want of another.

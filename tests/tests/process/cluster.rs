@@ -197,8 +197,31 @@ health = {{ tcp = "127.0.0.1:{PORT}" }}
             let service = &status["services"][0];
             let ready = |shadow: &&Value| shadow["copy"] == "ready" && shadow["promotable"] == true;
             let serves = service["serving"] == true && service["holder"] == holder as u64 + 1;
-            (serves && service["shadows"].as_array()?.iter().filter(ready).count() == 2).then_some(())
+            // What is said of a silent host may be old.
+            let heard = status["hosts"]
+                .as_array()?
+                .iter()
+                .all(|host| host["alive"] == true);
+            (serves && heard && service["shadows"].as_array()?.iter().filter(ready).count() == 2)
+                .then_some(())
         })
+    }
+
+    /// Waits until the coordinators miss the host.
+    pub fn until_silent(&self, n: usize) -> Result<()> {
+        self.until("a host to be missed", |status| {
+            (status["hosts"][n]["alive"] == false).then_some(())
+        })
+    }
+
+    /// Whether a process of the service lives on the host.
+    pub fn workload_lives(&self, n: usize) -> Result<bool> {
+        let procs = self.hosts[n]
+            .cgroups()
+            .unified()
+            .join(SERVICE)
+            .join("cgroup.procs");
+        Ok(!fs::read_to_string(procs)?.is_empty())
     }
 
     pub fn leader(&self) -> Result<usize> {

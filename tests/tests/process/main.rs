@@ -79,12 +79,14 @@ fn story(cluster: &mut Cluster) -> Result<()> {
 
     // A shadow's agent dies while generations arrive, and finds its place again.
     cluster.kill_agent(1);
+    cluster.until_silent(1)?;
     write(cluster, "alone")?;
     cluster.start_agent(1)?;
     cluster.until_whole(0)?;
 
     // A planned move loses nothing.
     write(cluster, "planned")?;
+    settle(cluster)?;
     cluster.ask(&["handover", SERVICE, "--to", "b"])?;
     cluster.until("b to serve", |status| {
         let service = &status["services"][0];
@@ -105,6 +107,7 @@ fn story(cluster: &mut Cluster) -> Result<()> {
         (service["serving"] == true && holder != 2).then_some(holder as usize - 1)
     })?;
     read(cluster, "crash")?;
+    ensure!(cluster.workload_lives(1)?, "the workload died with its agent");
     ensure!(cluster.redis_on(1, "PING").is_none(), "a fenced workload answers");
     write(cluster, "after")?;
 
