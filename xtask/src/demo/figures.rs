@@ -43,26 +43,53 @@ pub(super) fn sealed(line: &str) -> Option<Sealed> {
     })
 }
 
-/// How long each write was on the primary alone: from its answer to the acknowledgement, by the
-/// last of the shadows, of the first generation cut after it. Writes that no generation holds are
-/// left out; none holds one across `power_cut`.
+/// A shadow that acknowledged a generation cut so shortly before a write counts for its lag.
+const ACTIVE_NS: u64 = 1_000_000_000;
+
+/// How long each write was on the primary alone: from its answer until every shadow that was active
+/// then had acknowledged a generation cut after it; the first one to do so when none was active. Writes
+/// that no generation holds are left out; none holds one across `power_cut`.
 pub(super) fn lags(acks: &[Ack], sealed: &[Sealed], power_cut: Option<u64>) -> Vec<u64> {
-    let mut by_generation = BTreeMap::new();
+    let mut by_shadow: BTreeMap<&str, Vec<(u64, u64)>> = BTreeMap::new();
     for seal in sealed {
-        let entry = by_generation
-            .entry(seal.generation)
-            .or_insert((seal.cut_ns, seal.acked_ns));
-        entry.1 = entry.1.max(seal.acked_ns);
+        by_shadow
+            .entry(&seal.shadow)
+            .or_default()
+            .push((seal.cut_ns, seal.acked_ns));
     }
-    let mut cuts: Vec<(u64, u64)> = by_generation.into_values().collect();
-    cuts.sort_unstable();
+    by_shadow.values_mut().for_each(|seals| seals.sort_unstable());
     acks.iter()
         .filter_map(|ack| {
-            let (cut, acked) = *cuts.get(cuts.partition_point(|(cut, _)| *cut <= ack.ok_ns))?;
-            let across = power_cut.is_some_and(|dead| ack.ok_ns <= dead && dead < cut);
-            (!across).then(|| acked.saturating_sub(ack.ok_ns))
+            let (mut active, mut first) = (None, None);
+            for seals in by_shadow.values() {
+                let at = seals.partition_point(|(cut, _)| *cut <= ack.ok_ns);
+                let Some(&(cut, acked)) = seals.get(at) else {
+                    continue;
+                };
+                if power_cut.is_some_and(|dead| ack.ok_ns <= dead && dead < cut) {
+                    continue;
+                }
+                let lag = acked.saturating_sub(ack.ok_ns);
+                if at > 0 && seals[at - 1].0 + ACTIVE_NS >= ack.ok_ns {
+                    active = active.max(Some(lag));
+                }
+                first = Some(first.map_or(lag, |first: u64| first.min(lag)));
+            }
+            active.or(first)
         })
         .collect()
+}
+
+/// The generation that a host said it was promoted at, last; from its agent's log.
+pub(super) fn promoted(log: &str) -> Option<(u64, u64)> {
+    log.lines().rev().find_map(|line| {
+        let (_, fields) = line.split_once(" promoted service=")?;
+        let word = fields
+            .split_whitespace()
+            .find_map(|word| word.strip_prefix("generation="))?;
+        let (epoch, n) = word.trim_start_matches('e').split_once('.')?;
+        Some((epoch.parse().ok()?, n.parse().ok()?))
+    })
 }
 
 /// The value that a share `p` of the values does not exceed.
@@ -183,7 +210,28 @@ mod tests {
             seal(2, 200, 230, "b"),
             seal(2, 200, 260, "c"),
         ];
-        assert_eq!(lags(&acks(&[90, 100, 199, 200]), &sealed, None), [60, 160, 61]);
+        // At 90 nobody was active yet: the first to acknowledge counts.
+        assert_eq!(lags(&acks(&[90, 100, 199, 200]), &sealed, None), [60, 130, 31]);
+    }
+
+    #[test]
+    fn the_slowest_active_shadow_counts_even_if_it_skipped_a_generation() {
+        let sealed = [
+            seal(1, 100, 110, "b"),
+            seal(1, 100, 120, "c"),
+            seal(2, 200, 210, "b"),
+            seal(3, 300, 310, "b"),
+            seal(3, 300, 390, "c"),
+        ];
+        assert_eq!(lags(&acks(&[150]), &sealed, None), [240]);
+    }
+
+    #[test]
+    fn a_promotion_is_read_from_the_log() {
+        let log = "x INFO understudy_agent::service::driver: promoted service=redis epoch=e2 generation=e1.7\n\
+                   y INFO understudy_agent::service::driver: promoted service=redis epoch=e3 generation=e2.208\n";
+        assert_eq!(promoted(log), Some((2, 208)));
+        assert_eq!(promoted("nothing"), None);
     }
 
     #[test]

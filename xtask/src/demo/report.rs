@@ -106,6 +106,9 @@ fn show(value: Option<f64>) -> String {
     value.map_or("not measured".to_owned(), |value| format!("{:.1}", value))
 }
 
+const WRITES_PER_S_MIN: f64 = 1_000.0;
+const SECONDS_MAX: f64 = 480.0;
+
 impl Measured {
     pub(super) fn musts(&self) -> Vec<Must> {
         let (planned, crash) = (&self.planned, &self.crash);
@@ -140,6 +143,13 @@ impl Measured {
             is("crash.lost_is_suffix", crash.lost_is_suffix, true),
             is("rejoin.served_stale", self.served_stale, 0),
             is("split_brain_instants", self.split_brain_instants, 0),
+            is("planned.model", planned.model.clone(), "lstm-onnx".to_owned()),
+            at_least("client.writes_per_s", self.writes_per_s, WRITES_PER_S_MIN),
+            at_most(
+                "seconds",
+                Some(self.seconds).filter(|long| *long > 0.0),
+                SECONDS_MAX,
+            ),
         ]
     }
 
@@ -257,6 +267,7 @@ mod tests {
                 load_ms: Some(700.0),
                 lost_acked_writes: Some(0),
                 safe_mode: Some(true),
+                model: Some("lstm-onnx".to_owned()),
                 ..Planned::default()
             },
             crash: Crash {
@@ -267,6 +278,8 @@ mod tests {
             },
             served_stale: Some(0),
             split_brain_instants: Some(0),
+            writes_per_s: Some(1_250.0),
+            seconds: 240.0,
             ..Measured::default()
         }
     }

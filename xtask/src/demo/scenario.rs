@@ -207,15 +207,13 @@ pub(super) fn unannounced(scene: &mut Scene<'_>, acts: &mut Acts) -> Result<()> 
         seen.serving().filter(|holder| *holder != dying)
     })?;
     acts.failed_over = true;
-    scene.until_answered(boot_ns(), TAKEOVER_MAX)?;
-    scene.probes.as_ref().context("the probes run")?.watch_for_stale();
     ensure!(
         holder == third,
         "{} took over, and {} was ready",
         NAMES[holder as usize - 1],
         NAMES[third as usize - 1]
     );
-    // Until then nobody is there to hold a copy: the loss is counted while the host starts.
+    // The first host is still kept out: until this one is back nobody is there to hold a copy.
     scene.timeline.chapter("3  The lights come on");
     let index = dying as usize - 1;
     scene.cluster.hosts[index].restore_power()?;
@@ -223,6 +221,8 @@ pub(super) fn unannounced(scene: &mut Scene<'_>, acts: &mut Acts) -> Result<()> 
     scene
         .timeline
         .note(format_args!("{} has power again", NAMES[index]));
+    scene.until_answered(boot_ns(), TAKEOVER_MAX)?;
+    scene.probes.as_ref().context("the probes run")?.watch_for_stale();
     measure_crash(scene, acts, cut, (dying, holder))?;
     return_of(scene, dying)
 }
@@ -233,14 +233,14 @@ fn measure_crash(scene: &mut Scene<'_>, acts: &mut Acts, cut: u64, (dead, heir):
     let (last, first) = gap.context("the client was not answered around the power cut")?;
     let before: Vec<Ack> = acks.into_iter().take_while(|ack| ack.ok_ns <= last).collect();
     let loss = read_back(scene, &before)?;
-    let heir = format!("host-{heir}");
+    let taken_over = scene.promoted(heir as usize - 1);
+    let taken_over = taken_over.context("the heir says which generation it took over")?;
     let sealed = scene.sealed(dead as usize - 1);
-    let promoted = sealed
+    let promoted_cut = sealed
         .iter()
-        .filter(|seal| seal.shadow == heir && seal.acked_ns <= cut);
-    let promoted_cut = promoted
-        .max_by_key(|seal| seal.generation)
-        .map_or(0, |seal| seal.cut_ns);
+        .find(|seal| seal.generation == taken_over)
+        .map(|seal| seal.cut_ns);
+    let promoted_cut = promoted_cut.context("the dead host had cut the generation that took over")?;
     let window = figures::window(&loss, cut, promoted_cut);
     let crash = &mut scene.measured.crash;
     crash.outage_ms = Some(ms(last, first));

@@ -12,7 +12,7 @@ use understudy_testbed::boot_ns;
 use super::client::Client;
 use super::cluster::{Cluster, NAMES};
 use super::cost;
-use super::figures::{Sealed, sealed};
+use super::figures::{Sealed, promoted, sealed};
 use super::probe::{Probes, Target};
 use super::report::Measured;
 use super::timeline::Timeline;
@@ -75,14 +75,6 @@ impl<'a> Scene<'a> {
         self.note_probes();
         let pid = self.cluster.agent_pid(0).context("the agent of a runs")?;
         self.measured.telemetry_cpu_percent = Some(cost::percent(pid, COST_WINDOW)?);
-        self.cluster.declare_service()?;
-        self.until("a to serve", PATIENCE, |seen| {
-            (seen.serving() == Some(1)).then_some(())
-        })?;
-        self.until("both shadows to hold a copy", COPY_MAX, |seen| {
-            (seen.is_ready_shadow(2) && seen.is_ready_shadow(3)).then_some(())
-        })?;
-        self.measured.full_bytes = self.watch.seen().sync("full_bytes");
         let at = self.cluster.service_address();
         let targets = self
             .cluster
@@ -94,6 +86,14 @@ impl<'a> Scene<'a> {
                 own: host.address(),
             });
         self.probes = Some(Probes::start(targets.collect(), at));
+        self.cluster.declare_service()?;
+        self.until("a to serve", PATIENCE, |seen| {
+            (seen.serving() == Some(1)).then_some(())
+        })?;
+        self.until("both shadows to hold a copy", COPY_MAX, |seen| {
+            (seen.is_ready_shadow(2) && seen.is_ready_shadow(3)).then_some(())
+        })?;
+        self.measured.full_bytes = self.watch.seen().sync("full_bytes");
         self.client = Some(Client::start(&self.cluster.client, at));
         self.timeline.note("the client writes; everything is steady");
         self.hold(WARM_UP)
@@ -183,6 +183,11 @@ impl<'a> Scene<'a> {
         self.timeline
             .live(&seen, self.client.as_ref().map_or(0, Client::count));
         Ok(seen)
+    }
+
+    /// The generation that a host last took over from.
+    pub(super) fn promoted(&self, index: usize) -> Option<(u64, u64)> {
+        promoted(&fs::read_to_string(self.cluster.agent_log(index)).ok()?)
     }
 
     /// What a host's agent logged about its generations.
