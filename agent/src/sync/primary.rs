@@ -23,8 +23,9 @@ use super::tracker::ChangeSource;
 use crate::workload::Freezer;
 
 /// Pause between two attempts to reach a shadow.
-const REDIAL: Duration = Duration::from_millis(300);
-const DIAL_TIMEOUT: Duration = Duration::from_secs(3);
+const REDIAL: Duration = Duration::from_millis(150);
+/// A handshake takes one round trip; one that was begun before its host was up backs off for seconds.
+const DIAL_TIMEOUT: Duration = Duration::from_millis(800);
 
 pub struct PrimarySettings {
     pub service: ServiceId,

@@ -39,9 +39,15 @@ struct Connected {
 #[derive(Default)]
 struct Orders {
     links: BTreeMap<HostId, Connected>,
-    /// Calls in flight, each with the order that goes next.
-    busy: BTreeMap<(HostId, ServiceId), Option<Order>>,
-    calls: JoinSet<(HostId, ServiceId)>,
+    /// Calls in flight, each with its link and the order that goes next. A call on a link that was replaced
+    /// holds up nothing: its host may be gone without a goodbye.
+    busy: BTreeMap<(HostId, ServiceId), Busy>,
+    calls: JoinSet<((HostId, ServiceId), u64)>,
+}
+
+struct Busy {
+    number: u64,
+    next: Option<Order>,
 }
 
 pub(super) async fn run(mut events: mpsc::Receiver<HostEvent>) {
@@ -52,11 +58,7 @@ pub(super) async fn run(mut events: mpsc::Receiver<HostEvent>) {
                 Some(event) => orders.handle(event),
                 None => return,
             },
-            Some(Ok((host, service))) = orders.calls.join_next() => {
-                if let Some(Some(next)) = orders.busy.remove(&(host, service)) {
-                    orders.order(host, next);
-                }
-            }
+            Some(Ok((key, number))) = orders.calls.join_next() => orders.ended(key, number),
         }
     }
 }
@@ -83,19 +85,29 @@ impl Orders {
 
     fn order(&mut self, host: HostId, order: Order) {
         let key = (host, order.service);
-        if let Some(next) = self.busy.get_mut(&key) {
-            *next = Some(order);
-            return;
-        }
-        let Some(Connected { link, .. }) = self.links.get(&host) else {
+        let Some(Connected { link, number }) = self.links.get(&host) else {
             return;
         };
+        let number = *number;
+        if let Some(busy) = self.busy.get_mut(&key).filter(|busy| busy.number == number) {
+            busy.next = Some(order);
+            return;
+        }
         let link = link.clone();
-        self.busy.insert(key, None);
+        self.busy.insert(key, Busy { number, next: None });
         self.calls.spawn(async move {
             call(&link, host, order).await;
-            key
+            (key, number)
         });
+    }
+
+    fn ended(&mut self, key: (HostId, ServiceId), number: u64) {
+        if self.busy.get(&key).is_none_or(|busy| busy.number != number) {
+            return;
+        }
+        if let Some(next) = self.busy.remove(&key).and_then(|busy| busy.next) {
+            self.order(key.0, next);
+        }
     }
 }
 
