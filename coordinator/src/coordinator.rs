@@ -1,6 +1,6 @@
 //! The event loop that owns the replica and its log.
 //!
-//! Invariants: the `select` only picks; state changes in [`Core::handle`], synchronously and under
+//! Invariants: the `select` only picks; state changes in `Core::handle`, synchronously and under
 //! this one owner. Outputs leave through [`drain`] alone. Every request is answered, with `Busy`
 //! when there is no room for it.
 

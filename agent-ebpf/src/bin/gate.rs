@@ -6,12 +6,12 @@
 #![no_std]
 #![no_main]
 
+use aya_ebpf::Global;
 use aya_ebpf::bindings::TC_ACT_SHOT;
 use aya_ebpf::helpers::bpf_ktime_get_boot_ns;
 use aya_ebpf::macros::{cgroup_skb, classifier, map};
 use aya_ebpf::maps::{HashMap, PerCpuArray};
 use aya_ebpf::programs::{SkBuffContext, TcContext};
-use aya_ebpf::Global;
 use understudy_common::abi::gate::{ADDRESSES_MAX, GateCounters, GateEntry};
 use understudy_ebpf as _;
 

@@ -114,7 +114,11 @@ fn build(asked: &[u8; FRAME], segment: u32) -> [u8; FRAME] {
     let header = !fold(sum(&frame, ETH_HEADER, TCP));
     put(&mut frame, ETH_HEADER + 10, header.to_be_bytes());
 
-    put(&mut frame, TCP, [asked[TCP + 2], asked[TCP + 3], asked[TCP], asked[TCP + 1]]);
+    put(
+        &mut frame,
+        TCP,
+        [asked[TCP + 2], asked[TCP + 3], asked[TCP], asked[TCP + 1]],
+    );
     let flags = asked[TCP + 13];
     // RFC 9293 §3.10.7.1: the sequence is what the other side acknowledged, or else zero with an
     // acknowledgement of all that it sent.
@@ -123,10 +127,12 @@ fn build(asked: &[u8; FRAME], segment: u32) -> [u8; FRAME] {
         put(&mut frame, TCP + 12, [0x50, RST]);
     } else {
         let header = u32::from(asked[TCP + 12] >> 4) * 4;
-        let length = segment.wrapping_sub(header)
-            + u32::from(flags & SYN != 0)
-            + u32::from(flags & FIN != 0);
-        put(&mut frame, TCP + 8, u32_at(asked, TCP + 4).wrapping_add(length).to_be_bytes());
+        let length = segment.wrapping_sub(header) + u32::from(flags & SYN != 0) + u32::from(flags & FIN != 0);
+        put(
+            &mut frame,
+            TCP + 8,
+            u32_at(asked, TCP + 4).wrapping_add(length).to_be_bytes(),
+        );
         put(&mut frame, TCP + 12, [0x50, RST | ACK]);
     }
     let addresses = sum(&frame, ETH_HEADER + 12, TCP) + u32::from(PROTOCOL_TCP);

@@ -95,7 +95,7 @@ impl CgroupFreezer {
         }
     }
 
-    /// Another limit than [`HARD_LIMIT`] for the whole freeze.
+    /// Another limit than `HARD_LIMIT` for the whole freeze.
     pub fn with_hard_limit(self, hard_limit: Duration) -> Self {
         Self { hard_limit, ..self }
     }

@@ -327,13 +327,13 @@ pub(super) fn resize(len: &mut u64, blocks: &mut Vec<BlockHash>, to: u64) {
     let count = to.div_ceil(BLOCK) as usize;
     if count > blocks.len() {
         blocks.resize(count, zeros(BLOCK));
-        if to % BLOCK != 0 {
+        if !to.is_multiple_of(BLOCK) {
             blocks[count - 1] = zeros(to % BLOCK);
         }
     } else {
         blocks.truncate(count);
     }
-    if shorter % BLOCK != 0 {
+    if !shorter.is_multiple_of(BLOCK) {
         blocks[(shorter / BLOCK) as usize] = NO_HASH;
     }
     *len = to;

@@ -11,6 +11,7 @@ use super::clock::MS;
 use super::rng::Rng;
 
 #[derive(Clone, Debug)]
+#[expect(clippy::large_enum_variant, reason = "a queue of a few of them in one test")]
 pub enum Packet {
     Raft(Box<Message>),
     Request {

@@ -21,6 +21,7 @@ pub const COORDINATORS: [CoordinatorId; 3] = [CoordinatorId(1), CoordinatorId(2)
 /// How often the leader's model speaks.
 const SCORE_EVERY: u64 = 1_000 * MS;
 
+#[expect(clippy::large_enum_variant, reason = "a queue of a few of them in one test")]
 enum Event {
     Deliver {
         from: Principal,

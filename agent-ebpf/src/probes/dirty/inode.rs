@@ -49,7 +49,5 @@ pub fn watch(inode: Object) -> Option<&'static mut Watch> {
             ino: field(inode, &INODE_INO),
         }
     };
-    WATCHED
-        .get_ptr_mut(&key)
-        .map(|watch| unsafe { &mut *watch })
+    WATCHED.get_ptr_mut(&key).map(|watch| unsafe { &mut *watch })
 }

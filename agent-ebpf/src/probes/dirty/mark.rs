@@ -59,11 +59,7 @@ impl Marker {
             Some(epoch) => (unsafe { epoch.read_volatile() } & 1) == 1,
             None => false,
         };
-        let mut marker = Self {
-            counters,
-            odd,
-            slot,
-        };
+        let mut marker = Self { counters, odd, slot };
         marks(&mut marker);
         if odd {
             marker.counters.marked[1] += 1;

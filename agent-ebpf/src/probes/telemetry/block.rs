@@ -4,7 +4,9 @@ use aya_ebpf::helpers::bpf_ktime_get_ns;
 use aya_ebpf::programs::BtfTracePointContext;
 use aya_log_ebpf::debug;
 
-use crate::kernel::{Pointer, current, file_in_scope, pid, request_in_scope, request_operation, request_start_ns};
+use crate::kernel::{
+    Pointer, current, file_in_scope, pid, request_in_scope, request_operation, request_start_ns,
+};
 use crate::maps::{SYNC_SINCE, count, elapsed, observe, stamp};
 
 const READ: u32 = 0;
@@ -38,7 +40,11 @@ pub fn error(ctx: &BtfTracePointContext) -> Option<()> {
     if !request_in_scope(request) {
         return None;
     }
-    debug!(ctx, "block request failed, operation {}", request_operation(request));
+    debug!(
+        ctx,
+        "block request failed, operation {}",
+        request_operation(request)
+    );
     count!(block_errors, 1)
 }
 

@@ -57,7 +57,10 @@ pub fn add(counter: *mut u64, by: u64) {
 pub fn bump(histogram: *mut Histogram, ns: u64) {
     let bucket = bucket_of(ns) & (BUCKETS - 1);
     // SAFETY: the index is below BUCKETS.
-    add(unsafe { (&raw mut (*histogram).buckets).cast::<u64>().add(bucket) }, 1);
+    add(
+        unsafe { (&raw mut (*histogram).buckets).cast::<u64>().add(bucket) },
+        1,
+    );
 }
 
 /// Remembers now as the start of something that thread `id` does.
