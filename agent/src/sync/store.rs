@@ -8,14 +8,17 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::{fs, io};
 
-use understudy_common::delta::{Answer, Digest, Frame, Manifest, Op, OpError, pages};
+use understudy_common::delta::{
+    Answer, BLOCK, Body, Change, Digest, Frame, Manifest, Op, OpError, block_hash, diff, pages,
+};
 use understudy_common::id::{Epoch, GenerationId, ServiceId};
 use understudy_common::wire::{self, CopyState, SyncFigures};
 
 use super::checkpoint::{self, Files, Undo};
+use super::content::byte_range;
 use super::identity::{self, Identity};
 use super::journal::{self, Writer};
-use super::roots::Roots;
+use super::roots::{Roots, read_range};
 
 /// Generations that can be restored by their pre-images.
 pub const RESTORABLE: usize = 4;
@@ -337,6 +340,7 @@ impl Store {
         let done = (|| {
             self.prepare(&files, &before, (previous, generation), self.digest)?;
             checkpoint::apply(&files, &self.roots)?;
+            self.verify(&before)?;
             if self.identity.diverging {
                 self.identity.diverging = false;
                 self.save()?;
@@ -348,6 +352,31 @@ impl Store {
             return Err(self.disk(source));
         }
         self.copy = CopyState::Ready;
+        Ok(())
+    }
+
+    /// Reads again what the checkpoint changed: the files hold what the manifest says, or an error.
+    fn verify(&self, before: &Manifest) -> io::Result<()> {
+        for change in diff(before, &self.manifest, None, &BTreeMap::new()) {
+            let Change::Blocks { path, .. } = &change else {
+                continue;
+            };
+            let Some(Body::File { blocks, .. }) = self.manifest.get(path).map(|entry| &entry.body) else {
+                continue;
+            };
+            let absolute = self.roots.absolute(path).ok_or(io::ErrorKind::NotFound)?;
+            let range = byte_range(&self.manifest, &change);
+            let mut sound = true;
+            let end = read_range(&fs::File::open(absolute)?, range.clone(), |offset, bytes| {
+                for (at, block) in (offset / BLOCK..).zip(bytes.chunks(BLOCK as usize)) {
+                    sound &= usize::try_from(at).is_ok_and(|at| blocks.get(at) == Some(&block_hash(block)));
+                }
+            })?;
+            if !sound || end < range.end {
+                let why = format!("{path} does not hold what was written to it");
+                return Err(io::Error::new(io::ErrorKind::InvalidData, why));
+            }
+        }
         Ok(())
     }
 
