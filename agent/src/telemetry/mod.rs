@@ -24,6 +24,8 @@ mod probes;
 mod record;
 mod scope;
 
+use std::collections::BTreeMap;
+
 use nix::time::{ClockId, clock_gettime};
 use procfs::{Current, CurrentSI, KernelStats, Meminfo};
 use understudy_common::beacon::{Beacon, FEATURES, Feature, Source};
@@ -227,6 +229,7 @@ impl Telemetry {
     }
 
     fn note_sources(&mut self, sample: &Sample) {
+        let before = self.sources.clone();
         for (spec, known) in FEATURES.iter().zip(&mut self.sources) {
             let probed = self
                 .probes
@@ -238,6 +241,21 @@ impl Telemetry {
                 *known = source;
             }
         }
+        if self.sources != before {
+            self.say_sources();
+        }
+    }
+
+    /// One line for people: which signals come from where, and which are masked.
+    fn say_sources(&self) {
+        let mut named: BTreeMap<&str, Vec<&str>> = BTreeMap::new();
+        for (spec, source) in FEATURES.iter().zip(&self.sources) {
+            named
+                .entry(source.map_or("masked", Source::name))
+                .or_default()
+                .push(spec.name);
+        }
+        tracing::info!(sources = ?named, "signals");
     }
 
     /// Detaches the kernel programs. From the next beacon on, what only they give is masked.
