@@ -95,6 +95,7 @@ impl Replica {
             "id": id,
             "name": service.spec.name,
             "address": service.spec.address,
+            "ack": service.spec.ack,
             "phase": service.phase.label(),
             "epoch": service.epoch,
             "holder": service.holder.map(|holder| holder.host),

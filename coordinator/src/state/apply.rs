@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use understudy_common::id::{Epoch, GenerationId, HostId, ServiceId};
-use understudy_common::spec::ServiceSpec;
+use understudy_common::spec::{Ack, ServiceSpec};
 use understudy_common::wire::FinalCut;
 
 use super::{
@@ -293,9 +293,11 @@ impl Applying<'_> {
         service.revision = index;
         let what = service.spec.name.clone();
         let why = match reason {
-            GrantReason::First => "first holder",
-            GrantReason::Handover => "planned handover",
-            GrantReason::LeaseEnded => "the lease before it ended",
+            GrantReason::First => "first holder".to_owned(),
+            GrantReason::Handover => "planned handover".to_owned(),
+            GrantReason::LeaseEnded => {
+                format!("the lease before it ended{}", loss(service.spec.ack, from))
+            }
         };
         self.event(
             EventKind::Granted,
@@ -508,6 +510,18 @@ impl Applying<'_> {
         }
         Ok(())
     }
+}
+
+/// What an unplanned takeover from this generation costs, by what the service's answers promise.
+fn loss(ack: Ack, from: Option<GenerationId>) -> String {
+    let Some(from) = from else {
+        return String::new();
+    };
+    let lost = match ack {
+        Ack::Memory => "what was answered after it, and what was not yet written before it, is lost",
+        Ack::Written | Ack::Synced => "what was answered after it is lost",
+    };
+    format!("; {from} takes over: {lost}")
 }
 
 /// Whether one of two absolute directories is the other or inside it.
