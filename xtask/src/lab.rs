@@ -14,7 +14,8 @@ use serde::Serialize;
 use understudy_testbed::fault::{Background, Class, Event, Plan, Running, Seeded};
 use understudy_testbed::{Host, HostSpec, Testbed, boot_ns, wait_for};
 
-use crate::train;
+use crate::shell::{become_root, is_root};
+use crate::{ebpf, train};
 
 const SEED: u64 = 0x0511_1AB0;
 const LIMIT_MIB: std::ops::RangeInclusive<u64> = 512..=1_536;
@@ -58,6 +59,9 @@ pub struct Args {
     /// Where the compact traces go; a run that is there is not recorded again. Default: the committed ones.
     #[arg(long)]
     out: Option<PathBuf>,
+    /// Everything is built: set by the lab itself when it becomes root
+    #[arg(long, hide = true)]
+    built: bool,
 }
 
 /// What is known about a run beside its trace.
@@ -96,10 +100,15 @@ struct Lab {
 }
 
 pub fn run(root: &Path, args: &Args) -> Result<ExitCode> {
+    if !args.built {
+        build(root)?;
+    }
+    if !is_root() {
+        return Err(become_root("the lab"));
+    }
     if let Some(reason) = understudy_testbed::missing() {
         bail!("the lab cannot run here: {reason}");
     }
-    build(root)?;
     let binaries = std::env::current_exe()?
         .parent()
         .context("xtask lies in a folder")?
@@ -139,6 +148,7 @@ pub fn run(root: &Path, args: &Args) -> Result<ExitCode> {
 }
 
 fn build(root: &Path) -> Result<()> {
+    ebpf::run()?;
     let built = Command::new("cargo")
         // As the tests are built: nothing is compiled twice.
         .args(["build", "--workspace", "--bins"])

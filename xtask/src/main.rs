@@ -62,10 +62,7 @@ fn main() -> ExitCode {
 
 fn run(command: Command) -> Result<ExitCode> {
     let held = match command {
-        Command::Lab(arguments) => {
-            ebpf::run()?;
-            return lab::run(repo::root(), &arguments);
-        }
+        Command::Lab(arguments) => return lab::run(repo::root(), &arguments),
         Command::Train(arguments) => return train::run(repo::root(), &arguments),
         Command::Demo(arguments) => return demo::run(&arguments),
         Command::Setup => setup::run().map(|()| true),

@@ -3,6 +3,7 @@
 use std::ffi::OsStr;
 use std::io::stderr;
 use std::os::unix::fs::MetadataExt;
+use std::os::unix::process::CommandExt as _;
 use std::process::{Command, Output, Stdio};
 use std::{env, fs};
 
@@ -58,6 +59,29 @@ pub(crate) fn ask(command: &mut Command) -> Option<String> {
 
 pub(crate) fn is_root() -> bool {
     fs::metadata("/proc/self").is_ok_and(|own| own.uid() == 0)
+}
+
+/// Runs this very command again as root, everything being built; returns only why that failed.
+/// Namespaces, loop disks and kernel programs need root; building does not.
+pub(crate) fn become_root(what: &str) -> anyhow::Error {
+    if !in_path("sudo") {
+        return anyhow::anyhow!("{what} needs root for its namespaces and disks, and there is no sudo");
+    }
+    let mut sudo = command("sudo");
+    sudo.args(root_environment());
+    match env::current_exe() {
+        Ok(own) => sudo.arg(own).args(env::args_os().skip(1)).arg("--built"),
+        Err(why) => return why.into(),
+    };
+    sudo.stdin(Stdio::inherit());
+    anyhow::Error::new(sudo.exec()).context("becoming root by sudo")
+}
+
+/// Words after `sudo` that give root this user's path, and its own programs.
+pub(crate) fn root_environment() -> [String; 2] {
+    let path = env::var_os("PATH").unwrap_or_default();
+    let path = format!("PATH={}:/usr/sbin:/sbin", path.to_string_lossy());
+    ["env".to_owned(), path]
 }
 
 pub(crate) fn in_path(program: &str) -> bool {

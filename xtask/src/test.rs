@@ -1,10 +1,11 @@
 //! `cargo xtask test`: sets up, builds, runs every tier, and names the tiers that could not run.
 
 use std::fs;
+use std::process::Command;
 
 use anyhow::Result;
 
-use crate::shell::{ask, cargo, run as run_command, say, succeeds};
+use crate::shell::{ask, cargo, command, is_root, root_environment, run as run_command, say, succeeds};
 use crate::{ebpf, repo, setup};
 
 /// Where nextest leaves what each test printed; see `.config/nextest.toml`.
@@ -23,11 +24,28 @@ pub(crate) fn run(arguments: &[String]) -> Result<bool> {
     let _ = fs::remove_file(&report);
     let mut tests = cargo();
     tests.args(["nextest", "run", "--workspace"]).args(arguments);
+    run_as_root(&mut tests);
     let passed = succeeds(&mut tests)?;
     for (test, reason) in skipped(&fs::read_to_string(report).unwrap_or_default()) {
         say("skipped", format!("{test}: {reason}"));
     }
     Ok(passed)
+}
+
+/// Kernel programs, namespaces and loop disks need root. Where it can be had without a question the test
+/// programs get it; else the tiers that need it say that they were skipped.
+fn run_as_root(tests: &mut Command) {
+    if is_root() || !succeeds(command("sudo").args(["-n", "true"])).unwrap_or(false) {
+        return;
+    }
+    let runner = [
+        &["sudo".to_owned(), "-n".to_owned(), "-E".to_owned()][..],
+        &root_environment(),
+    ]
+    .concat();
+    let target = format!("{}-unknown-linux-gnu", std::env::consts::ARCH);
+    let name = format!("CARGO_TARGET_{}_RUNNER", target.to_uppercase().replace('-', "_"));
+    tests.env(name, runner.join(" "));
 }
 
 /// Tests share a process then, so they run one after the other: some own the machine's clockwork.
@@ -40,7 +58,9 @@ fn without_nextest(arguments: &[String]) -> Result<bool> {
     tests
         .args(["test", "--workspace", "--no-fail-fast"])
         .args(arguments);
-    tests.args(["--", "--test-threads=1"]);
+    // What passing tests print names the tiers that could not run.
+    tests.args(["--", "--test-threads=1", "--show-output"]);
+    run_as_root(&mut tests);
     succeeds(&mut tests)
 }
 

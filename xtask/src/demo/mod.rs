@@ -19,16 +19,15 @@ mod scene;
 mod timeline;
 mod watch;
 
-use std::os::unix::process::CommandExt;
+use std::fs;
 use std::process::ExitCode;
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
-use std::{env, fs};
 
 use anyhow::{Result, bail};
 use serde_json::json;
 use understudy_testbed::fault::Class;
 
-use crate::shell::{cargo, command, in_path, is_root, run as run_command, say};
+use crate::shell::{become_root, cargo, is_root, run as run_command, say};
 use crate::{ebpf, repo};
 use report::{MOVED_SHARE_MIN, Measured};
 use scenario::Acts;
@@ -64,7 +63,7 @@ pub fn run(args: &Args) -> Result<ExitCode> {
         run_command(cargo().args(["build", "--quiet", "--workspace", "--bins"]))?;
     }
     if !is_root() {
-        return Err(become_root());
+        return Err(become_root("the demo"));
     }
     if let Some(reason) = understudy_testbed::missing() {
         bail!("the demo cannot run here: {reason}");
@@ -76,23 +75,6 @@ pub fn run(args: &Args) -> Result<ExitCode> {
         whole(args, seed)
     };
     Ok(if met { ExitCode::SUCCESS } else { ExitCode::from(1) })
-}
-
-/// Namespaces and loop disks need root; building did not.
-fn become_root() -> anyhow::Error {
-    if !in_path("sudo") {
-        return anyhow::anyhow!("the demo needs root for its namespaces and disks, and there is no sudo");
-    }
-    let path = env::var_os("PATH").unwrap_or_default();
-    let mut sudo = command("sudo");
-    sudo.arg("env")
-        .arg(format!("PATH={}:/usr/sbin:/sbin", path.to_string_lossy()));
-    match env::current_exe() {
-        Ok(own) => sudo.arg(own).args(env::args_os().skip(1)).arg("--built"),
-        Err(why) => return why.into(),
-    };
-    sudo.stdin(std::process::Stdio::inherit());
-    anyhow::Error::new(sudo.exec()).context("becoming root by sudo")
 }
 
 fn fresh_seed() -> u64 {
