@@ -3,6 +3,7 @@
 use std::net::SocketAddr;
 
 use crate::id::{CoordinatorId, Epoch, GenerationId, HostId, ServiceId};
+use crate::units::BasisPoints;
 use crate::wire::Order;
 
 #[derive(Clone, Debug, PartialEq, Eq, rkyv::Archive, rkyv::Serialize, rkyv::Deserialize)]
@@ -206,4 +207,24 @@ pub enum Operate {
     Pause {
         on: bool,
     },
+    /// What the leader would do now, and what not, with the reasons; as if these things were so.
+    /// Nothing is touched.
+    Plan {
+        suppositions: Vec<Supposition>,
+    },
+}
+
+/// Something to plan with that is not so.
+#[derive(Clone, Debug, PartialEq, Eq, rkyv::Archive, rkyv::Serialize, rkyv::Deserialize)]
+pub struct Supposition {
+    pub host: String,
+    pub fate: Fate,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, rkyv::Archive, rkyv::Serialize, rkyv::Deserialize)]
+pub enum Fate {
+    /// Its risk has been this for long enough to count.
+    Risk(BasisPoints),
+    /// It has been silent for so long that its leases are over.
+    Dead,
 }

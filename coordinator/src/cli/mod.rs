@@ -7,6 +7,7 @@ mod ask;
 mod document;
 mod events;
 mod init;
+mod plan;
 mod show;
 mod table;
 
@@ -15,7 +16,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
-use understudy_common::wire::Operate;
+use understudy_common::wire::{Operate, Supposition};
 
 use crate::config::{ClusterConfig, ConfigError};
 use ask::{AskError, Cluster};
@@ -58,6 +59,12 @@ enum Command {
         /// Keep printing as things happen.
         #[arg(long)]
         follow: bool,
+    },
+    /// What the leader would do now and what not, with the reasons. Touches nothing.
+    Plan {
+        /// As if the host had this risk (0.9 or 90%) or were dead; may be given several times.
+        #[arg(long = "if", value_name = "HOST=RISK|dead", value_parser = plan::supposition)]
+        suppositions: Vec<Supposition>,
     },
     /// Move a service in an orderly way.
     Handover {
@@ -146,6 +153,7 @@ async fn converse(config: ClusterConfig, args: Args) -> Result<(), CliError> {
         Command::Hosts => show::hosts(&cluster.status().await?, json).map_err(CliError::from),
         Command::Services => show::services(&cluster.status().await?, json).map_err(CliError::from),
         Command::Events { after, follow } => events::run(&mut cluster, after, follow, json).await,
+        Command::Plan { suppositions } => plan::run(&mut cluster, suppositions, json).await,
         Command::Handover { service, to } => {
             let done = format!("{service} is being handed over");
             change(&mut cluster, Operate::Handover { service, to }, &done, json).await

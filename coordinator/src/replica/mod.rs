@@ -11,6 +11,7 @@
 //! itself. Only the leader answers.
 
 mod decide;
+mod holds;
 mod log;
 mod mirror;
 mod operate;
@@ -31,6 +32,7 @@ use understudy_common::wire::{Order, Response};
 use crate::lease::{LeaseTable, Rounds};
 use crate::plan::Seen;
 use crate::state::State;
+use holds::Holds;
 use mirror::Mirror;
 use persist::Flight;
 pub use raft::eraftpb::{Entry, HardState, Message, Snapshot};
@@ -178,6 +180,7 @@ struct Leading {
     orders_index: u64,
     /// When hosts in safe mode were last counted calm, for want of a model.
     calm_at: BootTime,
+    holds: Holds,
 }
 
 impl Replica {

@@ -78,13 +78,13 @@ impl Replica {
             version: hello.version,
             inventory: hello.inventory,
         };
-        self.propose_for(id, Answer::Done, change);
+        self.propose_for(id, Answer::Done, change, "");
     }
 
     /// Proposes on behalf of a request; the reply follows when the entry is applied.
-    pub(super) fn propose_for(&mut self, id: RequestId, answer: Answer, change: Change) {
+    pub(super) fn propose_for(&mut self, id: RequestId, answer: Answer, change: Change, why: &str) {
         let service = change.service();
-        let Some(index) = self.propose(change) else {
+        let Some(index) = self.propose(change, why) else {
             self.reply(id, Response::Refused(Refusal::Busy("proposals".to_owned())));
             return;
         };

@@ -7,12 +7,19 @@ use understudy_common::spec::ServiceSpec;
 use understudy_common::units::BasisPoints;
 use understudy_common::wire::{self, DecodeError, FinalCut, Inventory};
 
+use super::Hold;
+
+/// Bytes of a reason that are kept.
+pub const WHY_BYTES_MAX: usize = 1_024;
+
 /// One entry of the log. Its bytes are an rkyv archive in raft's `Entry.data`.
 #[derive(Clone, Debug, PartialEq, Eq, rkyv::Archive, rkyv::Serialize, rkyv::Deserialize)]
 pub struct Command {
     /// Wall time of the proposer, for people and for the anti-flap window.
     pub at_ms: u64,
     pub change: Change,
+    /// Why it was proposed, for the event log; may be empty. At most [`WHY_BYTES_MAX`].
+    pub why: String,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, rkyv::Archive, rkyv::Serialize, rkyv::Deserialize)]
@@ -82,6 +89,16 @@ pub enum Change {
     Pause {
         on: bool,
     },
+    /// The leader no longer renews the epoch's lease, so that it ends.
+    Condemned {
+        service: ServiceId,
+        epoch: Epoch,
+    },
+    /// Something that would be done is held back, or not any more.
+    Held {
+        hold: Hold,
+        on: bool,
+    },
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, rkyv::Archive, rkyv::Serialize, rkyv::Deserialize)]
@@ -101,6 +118,21 @@ pub enum MoveReason {
 }
 
 impl Command {
+    pub const fn new(at_ms: u64, change: Change) -> Self {
+        Self {
+            at_ms,
+            change,
+            why: String::new(),
+        }
+    }
+
+    /// Adds the reason; what is beyond its bound is cut off.
+    #[must_use]
+    pub fn because(mut self, why: &str) -> Self {
+        self.why = why[..why.floor_char_boundary(WHY_BYTES_MAX)].to_owned();
+        self
+    }
+
     pub fn encode(&self) -> Vec<u8> {
         wire::encode(self).into_vec()
     }
@@ -123,12 +155,15 @@ impl Change {
             | Self::Served { service, .. }
             | Self::AddShadow { service, .. }
             | Self::ShadowReady { service, .. }
-            | Self::ShadowUnready { service, .. } => Some(*service),
+            | Self::ShadowUnready { service, .. }
+            | Self::Condemned { service, .. } => Some(*service),
             Self::RegisterHost { .. }
             | Self::ApplyService(_)
             | Self::Risks(_)
             | Self::SafeMode { .. }
-            | Self::Pause { .. } => None,
+            | Self::Pause { .. }
+            // A remark: it holds up no decision about the service.
+            | Self::Held { .. } => None,
         }
     }
 }

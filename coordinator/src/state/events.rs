@@ -46,6 +46,8 @@ pub enum EventKind {
     SafeModeEnded,
     Paused,
     Resumed,
+    Condemned,
+    HeldBack,
 }
 
 impl Events {
