@@ -181,10 +181,7 @@ impl Cluster {
 }
 
 const fn changes(operate: &Operate) -> bool {
-    !matches!(
-        operate,
-        Operate::Status | Operate::Events { .. } | Operate::Plan { .. }
-    )
+    !matches!(operate, Operate::Status | Operate::Events { .. })
 }
 
 /// A status in which nobody leads: others may know better.

@@ -46,8 +46,11 @@ pub enum EventKind {
     SafeModeEnded,
     Paused,
     Resumed,
-    Condemned,
-    HeldBack,
+    Noted,
+    CoordinatorAdded,
+    CoordinatorPromoted,
+    CoordinatorRemoved,
+    CoordinatorAnnounced,
 }
 
 impl Events {
