@@ -79,3 +79,9 @@ impl BasisPoints {
         f32::from(self.0) / 10_000.0
     }
 }
+
+impl core::fmt::Display for BasisPoints {
+    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        write!(f, "{}.{:02} %", self.0 / 100, self.0 % 100)
+    }
+}

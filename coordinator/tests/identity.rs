@@ -57,10 +57,9 @@ impl Coordinator {
             listen: addr,
             credentials,
             members: vec![Member { id: ONE, addr }],
-            joins: false,
             prediction: None,
         };
-        tokio::spawn(run(config, endpoint, std::future::pending()));
+        tokio::spawn(run(config, endpoint));
         Self {
             authority,
             addr,

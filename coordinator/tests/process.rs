@@ -99,11 +99,6 @@ fn the_cli_says_in_plain_words_what_is_wrong() {
         "there is no service nothing",
     );
     check(&cluster, &["restore", "z"], 1, "there is no host z");
-    check(&cluster, &["note", &"x".repeat(257)], 1, "1 to 256 bytes");
-    let noted = cluster.understudy(&["note", "the fan of db2 was replaced"]);
-    assert!(noted.status.success(), "{}", text(&noted.stderr));
-    let events = text(&cluster.understudy(&["events"]).stdout);
-    assert!(events.contains("the fan of db2 was replaced"), "{events}");
     check(&cluster, &["dance"], 64, "dance");
     for args in [
         &["status"][..],
@@ -117,6 +112,30 @@ fn the_cli_says_in_plain_words_what_is_wrong() {
     }
     std::fs::remove_file(cluster.path("cluster.toml")).unwrap();
     check(&cluster, &["status"], 64, "cluster.toml");
+}
+
+#[test]
+fn a_dry_run_says_what_would_be_done_and_touches_nothing() {
+    let mut cluster = Cluster::new(1);
+    cluster.start(1);
+    cluster.leader(None);
+    let file = cluster.write("store.toml", SERVICE);
+    assert!(cluster.understudy(&["apply", &file]).status.success());
+    let plan = |args: &[&str]| {
+        let output = cluster.understudy(&[&["plan"], args].concat());
+        (output.status.code(), text(&output.stdout), text(&output.stderr))
+    };
+    let first = plan(&[]);
+    assert_eq!(
+        first.1, "would:\n  nothing\nwould not:\n  store: none of its hosts is alive and out of safe mode\n",
+        "{first:?}"
+    );
+    assert_eq!(plan(&[]), first);
+    let json: serde_json::Value = serde_json::from_str(&plan(&["--json"]).1).unwrap();
+    assert_eq!(json["would_not"][0]["subject"], "store", "{json:#}");
+    assert_eq!(plan(&["--if", "z=dead"]).0, Some(1));
+    assert_eq!(plan(&["--if", "a=soon"]).0, Some(64));
+    assert_eq!(plan(&[]), first);
 }
 
 #[test]

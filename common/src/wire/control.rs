@@ -3,6 +3,7 @@
 use std::net::SocketAddr;
 
 use crate::id::{CoordinatorId, Epoch, GenerationId, HostId, ServiceId};
+use crate::units::BasisPoints;
 use crate::wire::Order;
 
 #[derive(Clone, Debug, PartialEq, Eq, rkyv::Archive, rkyv::Serialize, rkyv::Deserialize)]
@@ -17,16 +18,6 @@ pub enum Request {
     Order(Order),
     /// Operator → coordinator.
     Operate(Operate),
-    /// Coordinator → agent: who the coordinators are, when the agent connects and when it changes.
-    Coordinators(CoordinatorList),
-}
-
-/// Who the coordinators are and where they listen.
-#[derive(Clone, Debug, Default, PartialEq, Eq, rkyv::Archive, rkyv::Serialize, rkyv::Deserialize)]
-pub struct CoordinatorList {
-    /// Rises with every change; a list of a lower one is out of date.
-    pub revision: u64,
-    pub members: Vec<(CoordinatorId, SocketAddr)>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, rkyv::Archive, rkyv::Serialize, rkyv::Deserialize)]
@@ -216,22 +207,24 @@ pub enum Operate {
     Pause {
         on: bool,
     },
-    /// A remark for the event log, at most [`NOTE_BYTES_MAX`] bytes.
-    Note {
-        text: String,
-    },
-    /// As a learner first; it votes once it has caught up.
-    AddCoordinator {
-        id: CoordinatorId,
-        addr: SocketAddr,
-    },
-    RemoveCoordinator {
-        id: CoordinatorId,
-    },
-    TransferLeadership {
-        to: CoordinatorId,
+    /// What the leader would do now, and what not, with the reasons; as if these things were so.
+    /// Nothing is touched.
+    Plan {
+        suppositions: Vec<Supposition>,
     },
 }
 
-/// Longest remark of an operator.
-pub const NOTE_BYTES_MAX: usize = 256;
+/// Something to plan with that is not so.
+#[derive(Clone, Debug, PartialEq, Eq, rkyv::Archive, rkyv::Serialize, rkyv::Deserialize)]
+pub struct Supposition {
+    pub host: String,
+    pub fate: Fate,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, rkyv::Archive, rkyv::Serialize, rkyv::Deserialize)]
+pub enum Fate {
+    /// Its risk has been this for long enough to count.
+    Risk(BasisPoints),
+    /// It has been silent for so long that its leases are over.
+    Dead,
+}

@@ -181,7 +181,10 @@ impl Cluster {
 }
 
 const fn changes(operate: &Operate) -> bool {
-    !matches!(operate, Operate::Status | Operate::Events { .. })
+    !matches!(
+        operate,
+        Operate::Status | Operate::Events { .. } | Operate::Plan { .. }
+    )
 }
 
 /// A status in which nobody leads: others may know better.

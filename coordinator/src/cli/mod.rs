@@ -4,10 +4,10 @@
 //! 2 failure, 64 bad usage or configuration.
 
 mod ask;
-mod coordinators;
 mod document;
 mod events;
 mod init;
+mod plan;
 mod show;
 mod table;
 
@@ -16,7 +16,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
-use understudy_common::wire::Operate;
+use understudy_common::wire::{Operate, Supposition};
 
 use crate::config::{ClusterConfig, ConfigError};
 use ask::{AskError, Cluster};
@@ -60,6 +60,12 @@ enum Command {
         #[arg(long)]
         follow: bool,
     },
+    /// What the leader would do now and what not, with the reasons. Touches nothing.
+    Plan {
+        /// As if the host had this risk (0.9 or 90%) or were dead; may be given several times.
+        #[arg(long = "if", value_name = "HOST=RISK|dead", value_parser = plan::supposition)]
+        suppositions: Vec<Supposition>,
+    },
     /// Move a service in an orderly way.
     Handover {
         service: String,
@@ -75,13 +81,6 @@ enum Command {
     Resume,
     /// Declare a service.
     Apply { file: PathBuf },
-    /// Who the coordinators are; add, remove, give the leadership away.
-    Coordinators {
-        #[command(subcommand)]
-        action: Option<coordinators::Action>,
-    },
-    /// Write a remark into the event log: one line of at most 256 bytes.
-    Note { text: String },
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -154,6 +153,7 @@ async fn converse(config: ClusterConfig, args: Args) -> Result<(), CliError> {
         Command::Hosts => show::hosts(&cluster.status().await?, json).map_err(CliError::from),
         Command::Services => show::services(&cluster.status().await?, json).map_err(CliError::from),
         Command::Events { after, follow } => events::run(&mut cluster, after, follow, json).await,
+        Command::Plan { suppositions } => plan::run(&mut cluster, suppositions, json).await,
         Command::Handover { service, to } => {
             let done = format!("{service} is being handed over");
             change(&mut cluster, Operate::Handover { service, to }, &done, json).await
@@ -178,10 +178,6 @@ async fn converse(config: ClusterConfig, args: Args) -> Result<(), CliError> {
             let done = format!("{} is applied", file.display());
             change(&mut cluster, Operate::ApplyService { toml }, &done, json).await
         }
-        Command::Coordinators { action } => {
-            coordinators::run(&mut cluster, &args.cluster, action, json).await
-        }
-        Command::Note { text } => change(&mut cluster, Operate::Note { text }, "noted", json).await,
     };
     cluster.close().await;
     outcome

@@ -115,6 +115,13 @@ impl LeaseTable {
         }
     }
 
+    /// Takes it as ended, on a copy that a dry run is made with.
+    pub fn suppose_ended(&mut self, service: ServiceId, epoch: Epoch, at: BootTime) {
+        if let Some(lease) = self.leases.get_mut(&service).filter(|lease| lease.epoch == epoch) {
+            lease.ended_at = Some(lease.ended_at.map_or(at, |ended| ended.min(at)));
+        }
+    }
+
     /// Nobody can take over from the ended lease; its holder may have it back if it returns.
     pub fn strand(&mut self, service: ServiceId, epoch: Epoch) {
         if let Some(lease) = self.leases.get_mut(&service).filter(|lease| lease.epoch == epoch) {

@@ -7,8 +7,11 @@ use understudy_common::units::BootTime;
 
 use super::handover::cut_pending;
 use super::score::Takeover;
-use super::{ACTIVATE_MAX, Act, COLLECT_MAX, FENCE_MAX, Proposal, SELF_RETRY, STORM_DELAY, View};
-use crate::state::{Change, GrantReason, Phase, Service, Step};
+use super::{
+    ACTIVATE_MAX, Act, COLLECT_MAX, FENCE_MAX, Plan, Proposal, SELF_RETRY, STORM_DELAY, Subject, View,
+    handover,
+};
+use crate::state::{Cause, Change, GrantReason, Phase, Service, Step};
 
 /// The first host that is alive becomes the first primary.
 pub(super) fn first_grant(view: &View<'_>, id: ServiceId, service: &Service) -> Option<Proposal> {
@@ -32,15 +35,20 @@ pub(super) fn after_lease_end(
     view: &View<'_>,
     id: ServiceId,
     service: &Service,
-    storm: bool,
+    plan: &mut Plan,
 ) -> Option<Proposal> {
     let holder = service.holder?;
     let ended = view.facts.leases.ended_at(id, service.epoch)?;
+    let subject = Subject::Service(id);
     if cut_pending(view, id, service) {
+        let why = format!("{} still makes the final cut", view.name(holder.host));
+        plan.hold(subject, None, why);
         return None;
     }
     let waited = view.facts.now.since(ended);
-    if storm && waited < STORM_DELAY {
+    if waited < STORM_DELAY && is_storm(view, ended) {
+        let why = "its lease ended together with those of more hosts than fail at once".to_owned();
+        plan.hold(subject, None, why);
         return None;
     }
     let candidates: BTreeSet<HostId> = if service.ever_served {
@@ -54,6 +62,12 @@ pub(super) fn after_lease_end(
         .filter(|host| view.reported_since(**host, ended));
     let all_heard = heard.clone().count() == candidates.len() && !candidates.is_empty();
     if !all_heard && waited < COLLECT_MAX {
+        let why = format!(
+            "the lease of {} ended, and {} are asked what they have",
+            view.name(holder.host),
+            view.names(candidates)
+        );
+        plan.hold(subject, None, why);
         return None;
     }
     let best = heard
@@ -68,6 +82,12 @@ pub(super) fn after_lease_end(
         );
         return grant(view, id, service, *host, from, GrantReason::LeaseEnded, why);
     }
+    let why = format!(
+        "the lease of {} ended, but nobody can take over: {}",
+        view.name(holder.host),
+        handover::unfit_each(view, id, service)
+    );
+    plan.hold(subject, Cause::NoTarget, why);
     back_to_itself(view, id, service, ended)
 }
 
@@ -151,19 +171,44 @@ pub(super) fn condemn(view: &View<'_>, id: ServiceId, service: &Service) -> Opti
     Some(Proposal { act, why })
 }
 
-/// Whether leases of more than the allowed share of hosts are over: more likely this coordinator's
-/// own trouble than that of all these hosts.
-pub(super) fn storm(view: &View<'_>) -> bool {
-    let ended: BTreeSet<HostId> = view
-        .state
-        .services
-        .iter()
-        .filter(|(id, service)| {
-            view.facts.leases.ended_at(**id, service.epoch).is_some() && !service.is_fenced()
-        })
-        .filter_map(|(_, service)| Some(service.holder?.host))
+/// Whether leases of more than the allowed share of hosts ended close to this instant: more likely
+/// this coordinator's own trouble than that of all these hosts.
+fn is_storm(view: &View<'_>, at: BootTime) -> bool {
+    let hosts: BTreeSet<HostId> = ends(view)
+        .filter(|(_, ended)| ended.since(at).max(at.since(*ended)) < STORM_DELAY)
+        .map(|(host, _)| host)
         .collect();
-    ended.len() > super::handover::share_max(view.state)
+    hosts.len() > handover::share_max(view.state)
+}
+
+/// Holders whose lease ran out, and when.
+fn ends<'a>(view: &View<'a>) -> impl Iterator<Item = (HostId, BootTime)> + use<'a> {
+    let View { state, facts } = *view;
+    state.services.iter().filter_map(move |(id, service)| {
+        let ended = facts.leases.ended_at(*id, service.epoch)?;
+        (!service.is_fenced()).then_some((service.holder?.host, ended))
+    })
+}
+
+/// A storm is one piece of news, however many services wait it out.
+pub(super) fn tell_storm(view: &View<'_>, plan: &mut Plan) {
+    let now = view.facts.now;
+    let waiting = |ended: &BootTime| now.since(*ended) < STORM_DELAY && is_storm(view, *ended);
+    let hosts: BTreeSet<HostId> = ends(view)
+        .filter(|(_, ended)| waiting(ended))
+        .map(|(host, _)| host)
+        .collect();
+    if hosts.is_empty() {
+        return;
+    }
+    let why = format!(
+        "the leases of {} ended at once, which is more than {} of {} hosts: takeovers wait {} ms",
+        view.names(hosts),
+        handover::share_max(view.state),
+        view.state.hosts.len(),
+        STORM_DELAY.as_millis()
+    );
+    plan.hold(Subject::Cluster, Cause::StormDelay, why);
 }
 
 pub(super) fn grant(

@@ -7,10 +7,10 @@ use understudy_common::wire::FinalCut;
 
 use super::failover::grant;
 use super::score::Move;
-use super::{
-    Act, CUT_MAX, Facts, OVER_TICKS, PREDICTED_WINDOW_MS, Proposal, SHARE_MAX_PERCENT, TARGET_MAX, View,
+use super::{Act, CUT_MAX, Facts, OVER_TICKS, Plan, Proposal, SHARE_MAX_PERCENT, Subject, TARGET_MAX, View};
+use crate::state::{
+    Cause, Change, GrantReason, MoveReason, PREDICTED_WINDOW_MS, Phase, Service, State, Step,
 };
-use crate::state::{Change, GrantReason, MoveReason, Phase, Service, State, Step};
 
 /// Hosts whose services are on their way elsewhere.
 pub(super) fn acted_on(state: &State) -> BTreeSet<HostId> {
@@ -39,24 +39,31 @@ pub(super) fn predicted(
     id: ServiceId,
     service: &Service,
     acted_on: &mut BTreeSet<HostId>,
+    plan: &mut Plan,
 ) -> Option<Proposal> {
     let holder = service.holder.filter(|holder| holder.served)?;
-    let seen = view.facts.seen.get(&holder.host)?;
-    let quiet = service
-        .predicted_at_ms
-        .is_none_or(|at| view.facts.wall_ms.saturating_sub(at) >= PREDICTED_WINDOW_MS);
-    let room = acted_on.contains(&holder.host) || acted_on.len() < share_max(view.state);
-    if view.facts.threshold.is_none()
-        || view.state.paused
-        || seen.over < OVER_TICKS
-        || service.phase != Phase::Steady
-        || !quiet
-        || !room
-    {
+    let threshold = view.facts.threshold?;
+    let over = view.facts.seen.get(&holder.host).map_or(0, |seen| seen.over);
+    if over < OVER_TICKS || service.phase != Phase::Steady {
         return None;
     }
-    let to = best_target(view, id, service)?;
     let risk = view.state.hosts.get(&holder.host)?.risk?;
+    let danger = format!(
+        "the risk of {} stayed at or above {threshold} for {OVER_TICKS} ticks or more",
+        view.name(holder.host)
+    );
+    if let Some((cause, but)) = obstacle(view, service, holder.host, acted_on) {
+        plan.hold(Subject::Service(id), cause, format!("{danger}, but {but}"));
+        return None;
+    }
+    let Some(to) = best_target(view, id, service) else {
+        let why = format!(
+            "{danger}, but nobody can take over: {}",
+            unfit_each(view, id, service)
+        );
+        plan.hold(Subject::Service(id), Cause::NoTarget, why);
+        return None;
+    };
     acted_on.insert(holder.host);
     Some(Proposal {
         act: Act::Commit(Change::BeginHandover {
@@ -65,12 +72,34 @@ pub(super) fn predicted(
             to,
             reason: MoveReason::Predicted { risk },
         }),
-        why: format!(
-            "the risk of {} was at or above the threshold for {} ticks",
-            view.state.host_name(holder.host),
-            seen.over
-        ),
+        why: danger,
     })
+}
+
+/// What speaks against any move of the service by prediction now.
+fn obstacle(
+    view: &View<'_>,
+    service: &Service,
+    from: HostId,
+    acted_on: &BTreeSet<HostId>,
+) -> Option<(Cause, String)> {
+    if view.state.paused {
+        Some((Cause::Paused, "moves by prediction are paused".to_owned()))
+    } else if !service.may_be_predicted(view.facts.wall_ms) {
+        let minutes = PREDICTED_WINDOW_MS / 60_000;
+        let but = format!("it was moved by prediction within the last {minutes} minutes");
+        Some((Cause::Window, but))
+    } else if !acted_on.contains(&from) && acted_on.len() >= share_max(view.state) {
+        let but = format!(
+            "{} is being acted on already, and of {} hosts {} may be at once",
+            view.names(acted_on.iter().copied()),
+            view.state.hosts.len(),
+            share_max(view.state)
+        );
+        Some((Cause::ShareCap, but))
+    } else {
+        None
+    }
 }
 
 /// The next step of a handover under way.
@@ -171,6 +200,16 @@ fn unfit(view: &View<'_>, id: ServiceId, service: &Service, host: HostId) -> Opt
     } else {
         None
     }
+}
+
+/// Why each of the other hosts cannot be the target of a planned move.
+pub(super) fn unfit_each(view: &View<'_>, id: ServiceId, service: &Service) -> String {
+    let others = service.spec.hosts.iter().copied();
+    let others = others.filter(|host| service.holder.is_none_or(|holder| holder.host != *host));
+    let each: Vec<_> = others
+        .filter_map(|host| Some(format!("{} {}", view.name(host), unfit(view, id, service, host)?)))
+        .collect();
+    each.join("; ")
 }
 
 /// The target of a move that an operator asks for: the named host, or the best one.

@@ -1,19 +1,23 @@
 //! The planner: a pure function from the replicated state and what this leader has seen lately to
-//! proposals.
+//! what is to be done, and what is not, each with its reason.
 //!
 //! Invariants: `plan/` reads no clock, proposes nothing for a service that has a proposal under
 //! way, and grants an epoch only when the lease table says that the one before it is surely over
 //! or the holder fenced it. Nothing is moved by prediction onto a host that is itself at risk, in safe
 //! mode or not ready. A lease end is never held back by the anti-flap rules, only by the storm delay.
 
+mod document;
 mod failover;
 mod handover;
 mod risk;
 mod score;
 mod shadows;
+mod steady;
+mod suppose;
+#[cfg(test)]
+mod tests;
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::fmt;
 use std::time::Duration;
 
 use understudy_common::id::{Epoch, HostId, ServiceId};
@@ -21,9 +25,11 @@ use understudy_common::units::{BasisPoints, BootTime};
 use understudy_common::wire::{CopyState, HostReport, ServiceReport};
 
 use crate::lease::LeaseTable;
-use crate::state::{Change, Phase, Service, State, Step};
+use crate::state::{Cause, Change, Hold, Phase, Service, State, Step};
 
+pub use document::PlanDocument;
 pub use handover::check_target;
+pub use suppose::Supposed;
 
 /// A report older than this says nothing about whether its host is alive.
 pub const ALIVE: Duration = Duration::from_millis(1_500);
@@ -37,8 +43,6 @@ pub const SHARE_MAX_PERCENT: usize = 34;
 pub const OVER_TICKS: u32 = 3;
 /// Ticks below half the threshold before safe mode ends.
 pub const CALM_TICKS: u32 = 30;
-/// One predicted move of a service within this window.
-pub const PREDICTED_WINDOW_MS: u64 = 600_000;
 /// How long a holder may take to close its gate in a planned handover.
 pub const FENCE_MAX: Duration = Duration::from_millis(3_000);
 /// How long the final cut may take beyond the workload's stop timeout.
@@ -49,6 +53,8 @@ pub const TARGET_MAX: Duration = Duration::from_millis(300);
 pub const ACTIVATE_MAX: Duration = Duration::from_millis(10_000);
 /// How long a holder that failed waits before it gets the next epoch itself, for want of another.
 pub const SELF_RETRY: Duration = Duration::from_millis(5_000);
+/// Names of hosts in one sentence.
+const NAMES_MAX: usize = 8;
 
 /// What this leader has seen of one host.
 #[derive(Clone, Debug, Default)]
@@ -95,35 +101,78 @@ pub enum Act {
     Strand { service: ServiceId, epoch: Epoch },
 }
 
-impl fmt::Display for Proposal {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{:?}: {}", self.act, self.why)
+/// One thing that is not done, and why not.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Held {
+    pub subject: Subject,
+    /// Something speaks for doing it, and this against: people are told. None: nothing speaks for it.
+    pub cause: Option<Cause>,
+    pub why: String,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Subject {
+    Cluster,
+    Service(ServiceId),
+    Host(HostId),
+}
+
+impl Held {
+    /// What the event log remembers it by; none when it is no news.
+    pub const fn hold(&self) -> Option<Hold> {
+        let Some(cause) = self.cause else { return None };
+        let service = match self.subject {
+            Subject::Service(service) => Some(service),
+            Subject::Cluster | Subject::Host(_) => None,
+        };
+        Some(Hold { service, cause })
     }
 }
 
-/// All that is to be done now. At most one proposal per service.
-pub fn plan(state: &State, facts: &Facts<'_>) -> Vec<Proposal> {
-    let mut proposals = Vec::new();
+/// Everything that is to be done now, and everything that is not.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Plan {
+    /// At most one per service.
+    pub proposals: Vec<Proposal>,
+    /// At least one for each service without a proposal.
+    pub held: Vec<Held>,
+}
+
+impl Plan {
+    fn hold(&mut self, subject: Subject, cause: impl Into<Option<Cause>>, why: String) {
+        let cause = cause.into();
+        self.held.push(Held { subject, cause, why });
+    }
+}
+
+pub fn plan(state: &State, facts: &Facts<'_>) -> Plan {
+    let mut plan = Plan::default();
     let view = View { state, facts };
-    let storm = failover::storm(&view);
+    failover::tell_storm(&view, &mut plan);
     let mut acted_on = handover::acted_on(state);
     for (id, service) in &state.services {
         if facts.busy.contains(id) {
+            let why = "what was decided about it last is not committed yet".to_owned();
+            plan.hold(Subject::Service(*id), None, why);
             continue;
         }
+        let held = plan.held.len();
         let proposal = failover::first_grant(&view, *id, service)
             .or_else(|| handover::advance(&view, *id, service))
-            .or_else(|| failover::after_lease_end(&view, *id, service, storm))
+            .or_else(|| failover::after_lease_end(&view, *id, service, &mut plan))
             .or_else(|| failover::serving(&view, *id, service))
             .or_else(|| failover::condemn(&view, *id, service))
-            .or_else(|| handover::predicted(&view, *id, service, &mut acted_on))
+            .or_else(|| handover::predicted(&view, *id, service, &mut acted_on, &mut plan))
             .or_else(|| shadows::unready(&view, *id, service))
             .or_else(|| shadows::ready(&view, *id, service))
             .or_else(|| shadows::missing(&view, *id, service));
-        proposals.extend(proposal);
+        if proposal.is_none() && plan.held.len() == held {
+            plan.hold(Subject::Service(*id), None, steady::why(&view, *id, service));
+        }
+        plan.proposals.extend(proposal);
     }
-    proposals.extend(risk::calmed(&view));
-    proposals
+    risk::calmed(&view, &mut plan);
+    plan
 }
 
 /// The step a service is in, to tell how long it has been there.
@@ -189,6 +238,24 @@ impl<'a> View<'a> {
 
     fn in_safe_mode(&self, host: HostId) -> bool {
         self.state.hosts.get(&host).is_none_or(|host| host.safe_mode)
+    }
+
+    fn name(&self, host: HostId) -> String {
+        self.state.host_name(host)
+    }
+
+    /// The names with commas; more than [`NAMES_MAX`] are counted.
+    fn names(&self, hosts: impl IntoIterator<Item = HostId>) -> String {
+        let hosts: Vec<_> = hosts.into_iter().collect();
+        let mut names: Vec<_> = hosts
+            .iter()
+            .take(NAMES_MAX)
+            .map(|host| self.name(*host))
+            .collect();
+        if hosts.len() > NAMES_MAX {
+            names.push(format!("{} more", hosts.len() - NAMES_MAX));
+        }
+        names.join(", ")
     }
 
     fn boot(&self, host: HostId) -> Option<u128> {

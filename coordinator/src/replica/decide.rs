@@ -8,10 +8,10 @@ use understudy_common::id::HostId;
 use understudy_common::units::{BasisPoints, BootTime};
 use understudy_common::wire::{Order, Refusal, Response};
 
-use super::announce;
+use super::holds::Holds;
 use super::requests::{Answer, Waiter};
 use super::{Leading, ORDER_EVERY, Output, PROPOSALS_MAX, Replica, TICK};
-use crate::plan::{self, Act, Facts, Proposal};
+use crate::plan::{self, Act, Facts, Plan, Proposal};
 use crate::state::{Change, Command, Outcome, orders_for};
 
 /// A risk that moved by less is not proposed, unless it crossed the threshold or half of it.
@@ -20,7 +20,7 @@ const RISK_STEP: BasisPoints = BasisPoints(100);
 const CALM_EVERY: Duration = Duration::from_secs(1);
 
 impl Leading {
-    pub(super) const fn new(term: u64, now: BootTime) -> Self {
+    pub(super) fn new(term: u64, now: BootTime) -> Self {
         Self {
             term,
             seen: BTreeMap::new(),
@@ -32,6 +32,7 @@ impl Leading {
             orders_at: now,
             orders_index: 0,
             calm_at: now,
+            holds: Holds::default(),
         }
     }
 }
@@ -61,8 +62,7 @@ impl Replica {
             }
         }
         if !changed.is_empty() {
-            // What finds no room now is news at the next tick again.
-            let _ = self.propose(Change::Risks(changed));
+            self.propose(Change::Risks(changed), "");
         }
         self.drive(now);
         self.decide(now);
@@ -96,21 +96,24 @@ impl Replica {
             return;
         }
         self.leases.handle_tick(now);
-        for Proposal { act, why } in self.plan(now) {
+        let Plan { proposals, held } = self
+            .with_facts(now, |facts| plan::plan(&self.state, facts))
+            .unwrap_or_default();
+        for Proposal { act, why } in proposals {
             match act {
-                Act::Commit(change) => self.commit(change, &why),
+                Act::Commit(change) => {
+                    self.commit(change, &why);
+                }
                 Act::Condemn { service, epoch } => {
-                    tracing::warn!(%service, %epoch, why, "the lease is being waited out");
-                    self.leases.condemn(service, epoch);
+                    // What cannot be told yet is not done yet.
+                    if self.commit(Change::Condemned { service, epoch }, &why) {
+                        self.leases.condemn(service, epoch);
+                    }
                 }
                 Act::Strand { service, epoch } => self.leases.strand(service, epoch),
             }
         }
-    }
-
-    fn plan(&self, now: BootTime) -> Vec<Proposal> {
-        self.with_facts(now, |facts| plan::plan(&self.state, facts))
-            .unwrap_or_default()
+        self.tell_holds(now, &held);
     }
 
     /// What this leader knows, for the planner; none when it does not lead.
@@ -133,7 +136,8 @@ impl Replica {
         }))
     }
 
-    fn commit(&mut self, change: Change, why: &str) {
+    /// Whether it is on its way.
+    fn commit(&mut self, change: Change, why: &str) -> bool {
         tracing::info!(?change, why, "proposes");
         let service = change.service();
         let grant = match &change {
@@ -144,7 +148,9 @@ impl Replica {
             // Counts anew, so that the change is proposed once.
             leading.seen.entry(*host).or_default().calm = 0;
         }
-        let Ok(index) = self.propose(change) else { return };
+        let Some(index) = self.propose(change, why) else {
+            return false;
+        };
         if let Some((service, epoch)) = grant {
             let before = understudy_common::id::Epoch(epoch.0.saturating_sub(1));
             self.leases.succeed(service, before);
@@ -152,34 +158,18 @@ impl Replica {
         if let (Some(service), Some(leading)) = (service, &mut self.leading) {
             leading.proposed.insert(service, index);
         }
+        true
     }
 
-    /// Appends a command to the leader's log; its index.
-    ///
-    /// # Errors
-    /// `Busy` when there is no room now; otherwise which members cannot apply it.
-    pub(super) fn propose(&mut self, change: Change) -> Result<u64, Refusal> {
-        self.check_room()?;
-        self.check_version(&change)?;
-        let context = announce::context(&change);
-        let command = Command {
-            at_ms: self.wall_ms,
-            change,
-        };
-        // raft takes nothing in while the leadership is being given away.
-        self.node
-            .propose(context, command.encode())
-            .map_err(|_| Refusal::Busy("elections".to_owned()))?;
-        Ok(self.node.raft.raft_log.last_index())
-    }
-
-    /// Whether one more entry can be proposed.
-    pub(super) fn check_room(&self) -> Result<(), Refusal> {
+    /// Appends a command to the leader's log; its index, or none when that is not possible now.
+    pub(super) fn propose(&mut self, change: Change, why: &str) -> Option<u64> {
         let last = self.node.raft.raft_log.last_index();
         if !self.is_leader() || last.saturating_sub(self.state.index) >= PROPOSALS_MAX {
-            return Err(Refusal::Busy("proposals".to_owned()));
+            return None;
         }
-        Ok(())
+        let command = Command::new(self.wall_ms, change).because(why);
+        self.node.propose(Vec::new(), command.encode()).ok()?;
+        Some(self.node.raft.raft_log.last_index())
     }
 
     /// An entry was applied: whoever waits for it is told.

@@ -3,15 +3,19 @@
 use serde_json::json;
 use understudy_common::spec::{RawServiceSpec, ServiceSpec};
 use understudy_common::units::BootTime;
-use understudy_common::wire::{Operate, Refusal, Response};
+use understudy_common::wire::{Fate, Operate, Refusal, Response, Supposition};
 
 use super::requests::Answer;
 use super::{Replica, RequestId};
-use crate::plan;
-use crate::state::{Change, MembershipChange, MoveReason};
+use crate::plan::{self, PlanDocument, Supposed};
+use crate::state::{Change, MoveReason};
 
 /// Events in one answer.
 const EVENTS_ANSWER_MAX: usize = 256;
+/// Suppositions of one dry run.
+const SUPPOSITIONS_MAX: usize = 64;
+/// Why a change that an operator asked for is made.
+const OPERATOR: &str = "an operator asked for it";
 /// Longest declaration that is looked at.
 const DECLARATION_BYTES_MAX: usize = 64 << 10;
 
@@ -36,37 +40,52 @@ impl Replica {
                 None => Err(Refusal::Unknown(format!("host {host}"))),
             },
             Operate::Pause { on } => Ok(Change::Pause { on }),
-            Operate::Note { text } => {
-                self.propose_for(id, Answer::Done, Change::Note { text });
-                return;
-            }
-            Operate::AddCoordinator {
-                id: coordinator,
-                addr,
-            } => {
-                self.ask_members(
-                    now,
-                    id,
-                    MembershipChange::Add {
-                        id: coordinator,
-                        addr,
-                    },
-                );
-                return;
-            }
-            Operate::RemoveCoordinator { id: coordinator } => {
-                self.ask_members(now, id, MembershipChange::Remove { id: coordinator });
-                return;
-            }
-            Operate::TransferLeadership { to } => {
-                self.ask_transfer(now, id, to);
+            Operate::Plan { suppositions } => {
+                let response = match self.dry_run(now, &suppositions) {
+                    Ok(document) => Response::Document(document),
+                    Err(refusal) => Response::Refused(refusal),
+                };
+                self.reply(id, response);
                 return;
             }
         };
         match result {
-            Ok(change) => self.propose_for(id, Answer::Document, change),
+            Ok(change) => self.propose_for(id, Answer::Document, change, OPERATOR),
             Err(refusal) => self.reply(id, Response::Refused(refusal)),
         }
+    }
+
+    /// What would be done now, and what not, if these things were so.
+    fn dry_run(&self, now: BootTime, suppositions: &[Supposition]) -> Result<String, Refusal> {
+        if suppositions.len() > SUPPOSITIONS_MAX {
+            let rule = format!("more than {SUPPOSITIONS_MAX} suppositions");
+            return Err(Refusal::Invalid(rule));
+        }
+        let mut fates = Vec::new();
+        for Supposition { host, fate } in suppositions {
+            let (id, _) = self
+                .state
+                .host_by_name(host)
+                .ok_or_else(|| Refusal::Unknown(format!("host {host}")))?;
+            if matches!(fate, Fate::Risk(_)) && self.settings.threshold.is_none() {
+                let why = "no model is in use, so that no risk moves anything: see `understudy status`";
+                return Err(Refusal::Invalid(why.to_owned()));
+            }
+            fates.push((id, *fate));
+        }
+        let supposed = suppositions.iter().map(|supposition| match supposition.fate {
+            Fate::Risk(risk) => format!("the risk of {} is {risk}", supposition.host),
+            Fate::Dead => format!("{} is dead", supposition.host),
+        });
+        let supposed = supposed.collect();
+        self.with_facts(now, |facts| {
+            let mut world = Supposed::new(&self.state, facts);
+            for (host, fate) in fates {
+                world.host(host, fate);
+            }
+            serde_json::json!(PlanDocument::of(&world.plan(facts), &self.state, supposed)).to_string()
+        })
+        .ok_or_else(|| Refusal::Busy("elections".to_owned()))
     }
 
     fn handover(&self, now: BootTime, name: &str, to: Option<&str>) -> Result<Change, Refusal> {

@@ -2,13 +2,13 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use understudy_common::id::{CoordinatorId, Epoch, GenerationId, HostId, ServiceId};
+use understudy_common::id::{Epoch, GenerationId, HostId, ServiceId};
 use understudy_common::spec::{Ack, ServiceSpec};
-use understudy_common::wire::{FinalCut, NOTE_BYTES_MAX};
+use understudy_common::wire::FinalCut;
 
 use super::{
     Change, Command, EventKind, GrantReason, HOSTS_MAX, Holder, Host, MoveReason, Phase, SERVICES_MAX,
-    SOFTWARE_BYTES_MAX, Service, State, Step,
+    Service, State, Step, WHY_BYTES_MAX,
 };
 
 /// What became of an entry.
@@ -21,7 +21,7 @@ pub enum Outcome {
     Garbage,
 }
 
-type Checked = Result<(), String>;
+pub(super) type Checked = Result<(), String>;
 
 impl State {
     /// Applies the entry at `index`. Empty entries (a new leader's) only advance the index.
@@ -43,11 +43,12 @@ impl State {
         }
     }
 
-    fn carry_out(&mut self, index: u64, Command { at_ms, change }: Command) -> Checked {
+    fn carry_out(&mut self, index: u64, Command { at_ms, change, why }: Command) -> Checked {
         let mut step = Applying {
             state: self,
             index,
             at_ms,
+            why,
         };
         match change {
             Change::RegisterHost {
@@ -93,24 +94,33 @@ impl State {
             Change::Risks(risks) => step.risks(&risks),
             Change::SafeMode { host, on } => step.safe_mode(host, on),
             Change::Pause { on } => step.pause(on),
-            Change::Note { text } => step.note(text),
-            Change::Announce {
-                coordinator,
-                version,
-                software,
-            } => step.announce(coordinator, version, software),
+            Change::Condemned { service, epoch } => step.condemned(service, epoch),
+            Change::Held { hold, on } => step.held(hold, on),
         }
     }
 }
 
-struct Applying<'a> {
-    state: &'a mut State,
+pub(super) struct Applying<'a> {
+    pub(super) state: &'a mut State,
     index: u64,
     at_ms: u64,
+    /// Goes into the first event, which is about the change itself.
+    why: String,
 }
 
 impl Applying<'_> {
-    fn event(&mut self, kind: EventKind, service: Option<ServiceId>, host: Option<HostId>, text: String) {
+    pub(super) fn event(
+        &mut self,
+        kind: EventKind,
+        service: Option<ServiceId>,
+        host: Option<HostId>,
+        mut text: String,
+    ) {
+        let why = std::mem::take(&mut self.why);
+        if !why.is_empty() {
+            text.push_str(", because ");
+            text.push_str(&why[..why.floor_char_boundary(WHY_BYTES_MAX)]);
+        }
         self.state.events.push(self.at_ms, kind, service, host, text);
     }
 
@@ -122,7 +132,7 @@ impl Applying<'_> {
     }
 
     /// The service, if the command was meant for its current epoch.
-    fn service_at(&mut self, id: ServiceId, epoch: Epoch) -> Result<&mut Service, String> {
+    pub(super) fn service_at(&mut self, id: ServiceId, epoch: Epoch) -> Result<&mut Service, String> {
         let service = self.service(id)?;
         if service.epoch != epoch {
             return Err(format!("{id} is at epoch {}, not {epoch}", service.epoch));
@@ -320,10 +330,20 @@ impl Applying<'_> {
     fn begin_handover(&mut self, id: ServiceId, epoch: Epoch, to: HostId, reason: MoveReason) -> Checked {
         let (index, at_ms) = (self.index, self.at_ms);
         let target = self.state.host_name(to);
+        let paused = self.state.paused;
         let service = self.service_at(id, epoch)?;
         let Some(holder) = service.holder.filter(|holder| holder.served) else {
             return Err(format!("{} is not served yet", service.spec.name));
         };
+        // The proposer looked at both, but not at what was under way in the log.
+        if matches!(reason, MoveReason::Predicted { .. }) {
+            if paused {
+                return Err("moves by prediction are paused".to_owned());
+            }
+            if !service.may_be_predicted(at_ms) {
+                return Err(format!("{} was moved by prediction just now", service.spec.name));
+            }
+        }
         if service.phase != Phase::Steady {
             return Err(format!(
                 "{} is in {} already",
@@ -343,12 +363,12 @@ impl Applying<'_> {
             step: Step::Release,
         };
         service.revision = index;
-        let why = match reason {
+        let how = match reason {
             MoveReason::Predicted { risk } => {
                 service.predicted_at_ms = Some(at_ms);
-                format!("its risk is {}.{:02} %", risk.0 / 100, risk.0 % 100)
+                format!("by prediction at a risk of {risk}")
             }
-            MoveReason::Operator => "an operator asked for it".to_owned(),
+            MoveReason::Operator => "as ordered".to_owned(),
         };
         let what = service.spec.name.clone();
         let source = self.state.host_name(holder.host);
@@ -356,7 +376,7 @@ impl Applying<'_> {
             EventKind::HandoverBegan,
             Some(id),
             Some(holder.host),
-            format!("{what}: handover from {source} to {target}: {why}"),
+            format!("{what}: handover from {source} to {target} {how}"),
         );
         Ok(())
     }
@@ -514,40 +534,6 @@ impl Applying<'_> {
             };
             self.event(kind, None, None, text.to_owned());
         }
-        Ok(())
-    }
-
-    fn announce(&mut self, id: CoordinatorId, version: u32, software: String) -> Checked {
-        if software.len() > SOFTWARE_BYTES_MAX {
-            return Err(format!(
-                "the name of a version has at most {SOFTWARE_BYTES_MAX} bytes"
-            ));
-        }
-        let Some(member) = self.state.coordinators.members.get_mut(&id) else {
-            return Err(format!("{id} is no member"));
-        };
-        if member.version == Some(version) && member.software == software {
-            return Ok(());
-        }
-        member.version = Some(version);
-        let text = format!("{id} runs {software} and applies commands up to version {version}");
-        member.software = software;
-        self.event(EventKind::CoordinatorAnnounced, None, None, text);
-        Ok(())
-    }
-
-    fn note(&mut self, text: String) -> Checked {
-        if text.is_empty() || text.len() > NOTE_BYTES_MAX {
-            return Err(format!(
-                "a note has 1 to {NOTE_BYTES_MAX} bytes, not {}",
-                text.len()
-            ));
-        }
-        // It is printed on people's terminals.
-        if text.chars().any(char::is_control) {
-            return Err("a note is one line without control characters".to_owned());
-        }
-        self.event(EventKind::Noted, None, None, text);
         Ok(())
     }
 }

@@ -2,17 +2,15 @@
 
 use std::net::SocketAddr;
 
-use understudy_common::id::{CoordinatorId, Epoch, GenerationId, HostId, ServiceId};
+use understudy_common::id::{Epoch, GenerationId, HostId, ServiceId};
 use understudy_common::spec::ServiceSpec;
 use understudy_common::units::BasisPoints;
 use understudy_common::wire::{self, DecodeError, FinalCut, Inventory};
 
-/// The newest command version that this program can apply.
-///
-/// A command travels with the version that it needs. A leader proposes none that a member cannot
-/// apply, and a replica that meets one stops rather than pass it over. A new [`Change`] needs the
-/// next version; one that changes what it does is a new one.
-pub const COMMAND_VERSION: u32 = 1;
+use super::Hold;
+
+/// Bytes of a reason that are kept.
+pub const WHY_BYTES_MAX: usize = 1_024;
 
 /// One entry of the log. Its bytes are an rkyv archive in raft's `Entry.data`.
 #[derive(Clone, Debug, PartialEq, Eq, rkyv::Archive, rkyv::Serialize, rkyv::Deserialize)]
@@ -20,6 +18,8 @@ pub struct Command {
     /// Wall time of the proposer, for people and for the anti-flap window.
     pub at_ms: u64,
     pub change: Change,
+    /// Why it was proposed, for the event log; may be empty. At most [`WHY_BYTES_MAX`].
+    pub why: String,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, rkyv::Archive, rkyv::Serialize, rkyv::Deserialize)]
@@ -89,16 +89,15 @@ pub enum Change {
     Pause {
         on: bool,
     },
-    /// An operator's remark.
-    Note {
-        text: String,
+    /// The leader no longer renews the epoch's lease, so that it ends.
+    Condemned {
+        service: ServiceId,
+        epoch: Epoch,
     },
-    /// A coordinator says which commands it can apply.
-    Announce {
-        coordinator: CoordinatorId,
-        version: u32,
-        /// The version of its program.
-        software: String,
+    /// Something that would be done is held back, or not any more.
+    Held {
+        hold: Hold,
+        on: bool,
     },
 }
 
@@ -119,6 +118,21 @@ pub enum MoveReason {
 }
 
 impl Command {
+    pub const fn new(at_ms: u64, change: Change) -> Self {
+        Self {
+            at_ms,
+            change,
+            why: String::new(),
+        }
+    }
+
+    /// Adds the reason; what is beyond its bound is cut off.
+    #[must_use]
+    pub fn because(mut self, why: &str) -> Self {
+        self.why = why[..why.floor_char_boundary(WHY_BYTES_MAX)].to_owned();
+        self
+    }
+
     pub fn encode(&self) -> Vec<u8> {
         wire::encode(self).into_vec()
     }
@@ -131,28 +145,6 @@ impl Command {
 }
 
 impl Change {
-    /// The command version that a replica needs to apply it.
-    pub const fn version(&self) -> u32 {
-        match self {
-            // How versions are told is known to all of them.
-            Self::Announce { .. } => 0,
-            Self::RegisterHost { .. }
-            | Self::ApplyService(_)
-            | Self::Grant { .. }
-            | Self::BeginHandover { .. }
-            | Self::HolderFenced { .. }
-            | Self::FinalCut { .. }
-            | Self::Served { .. }
-            | Self::AddShadow { .. }
-            | Self::ShadowReady { .. }
-            | Self::ShadowUnready { .. }
-            | Self::Risks(_)
-            | Self::SafeMode { .. }
-            | Self::Pause { .. }
-            | Self::Note { .. } => 1,
-        }
-    }
-
     /// The service that it is about, if it is about one.
     pub const fn service(&self) -> Option<ServiceId> {
         match self {
@@ -163,14 +155,15 @@ impl Change {
             | Self::Served { service, .. }
             | Self::AddShadow { service, .. }
             | Self::ShadowReady { service, .. }
-            | Self::ShadowUnready { service, .. } => Some(*service),
+            | Self::ShadowUnready { service, .. }
+            | Self::Condemned { service, .. } => Some(*service),
             Self::RegisterHost { .. }
             | Self::ApplyService(_)
             | Self::Risks(_)
             | Self::SafeMode { .. }
             | Self::Pause { .. }
-            | Self::Note { .. }
-            | Self::Announce { .. } => None,
+            // A remark: it holds up no decision about the service.
+            | Self::Held { .. } => None,
         }
     }
 }

@@ -46,11 +46,8 @@ pub enum EventKind {
     SafeModeEnded,
     Paused,
     Resumed,
-    Noted,
-    CoordinatorAdded,
-    CoordinatorPromoted,
-    CoordinatorRemoved,
-    CoordinatorAnnounced,
+    Condemned,
+    HeldBack,
 }
 
 impl Events {

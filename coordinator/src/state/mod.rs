@@ -7,8 +7,8 @@
 
 mod apply;
 mod command;
-mod coordinators;
 mod events;
+mod hold;
 mod orders;
 mod snapshot;
 #[cfg(test)]
@@ -23,17 +23,17 @@ use understudy_common::units::BasisPoints;
 use understudy_common::wire::{FinalCut, Inventory};
 
 pub use apply::Outcome;
-pub use command::{COMMAND_VERSION, Change, Command, GrantReason, MoveReason};
-pub use coordinators::{
-    Coordinator, Coordinators, Membership, MembershipChange, SOFTWARE_BYTES_MAX, Standing, VOTERS_MAX,
-};
+pub use command::{Change, Command, GrantReason, MoveReason, WHY_BYTES_MAX};
 pub use events::{EVENTS_MAX, Event, EventKind, Events};
+pub use hold::{Cause, Hold};
 pub use orders::orders_for;
 
 /// Hosts that one cluster registers; more are refused.
 pub const HOSTS_MAX: usize = 4_096;
 /// Services that one cluster protects; more are refused.
 pub const SERVICES_MAX: usize = 4_096;
+/// One move of a service by prediction within this window.
+pub const PREDICTED_WINDOW_MS: u64 = 600_000;
 
 /// What all coordinators agree on.
 #[derive(Clone, Debug, Default, PartialEq, Eq, rkyv::Archive, rkyv::Serialize, rkyv::Deserialize)]
@@ -49,7 +49,8 @@ pub struct State {
     pub garbage: u64,
     /// Commands whose check failed. They changed nothing.
     pub refused: u64,
-    pub coordinators: Coordinators,
+    /// What is held back now and was told as an event.
+    pub held: BTreeSet<Hold>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, rkyv::Archive, rkyv::Serialize, rkyv::Deserialize)]
@@ -156,6 +157,12 @@ impl Service {
                 ..
             }
         )
+    }
+
+    /// Whether a move by prediction at this wall time keeps its distance from the one before.
+    pub fn may_be_predicted(&self, at_ms: u64) -> bool {
+        self.predicted_at_ms
+            .is_none_or(|last| at_ms.saturating_sub(last) >= PREDICTED_WINDOW_MS)
     }
 
     pub fn is_shadow(&self, host: HostId) -> bool {

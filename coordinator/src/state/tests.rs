@@ -4,7 +4,10 @@ use understudy_common::spec::RawServiceSpec;
 use understudy_common::units::BasisPoints;
 use understudy_common::wire::{Inventory, Role};
 
-use super::{Change, Command, GrantReason, Outcome, State, orders_for};
+use super::{
+    Cause, Change, Command, EventKind, GrantReason, Hold, MoveReason, Outcome, State, WHY_BYTES_MAX,
+    orders_for,
+};
 
 const KV: ServiceId = ServiceId(1);
 
@@ -45,7 +48,7 @@ fn grant(epoch: u64, holder: u32, reason: GrantReason) -> Change {
 
 fn apply(state: &mut State, change: Change) -> Outcome {
     let index = state.index + 1;
-    state.apply(index, &Command { at_ms: 7, change }.encode())
+    state.apply(index, &Command::new(7, change).encode())
 }
 
 /// Three hosts, one service that host 1 serves in epoch 1, host 2 in the promotable set.
@@ -84,33 +87,6 @@ fn only_the_next_epoch_is_granted() {
 }
 
 #[test]
-fn a_note_is_one_line_of_at_most_256_bytes() {
-    let mut state = State::default();
-    let longest = "ä".repeat(128);
-    for (text, fits) in [("disk of db2 replaced", true), (&longest, true), ("", false)] {
-        let outcome = apply(
-            &mut state,
-            Change::Note {
-                text: text.to_owned(),
-            },
-        );
-        assert_eq!(outcome == Outcome::Applied, fits, "{text}");
-    }
-    for text in [
-        format!("{longest}."),
-        "two\nlines".to_owned(),
-        "\u{1b}[2J".to_owned(),
-    ] {
-        assert!(matches!(
-            apply(&mut state, Change::Note { text }),
-            Outcome::Refused(_)
-        ));
-    }
-    let texts: Vec<_> = state.events.after(0).map(|event| event.text.as_str()).collect();
-    assert_eq!(texts, ["disk of db2 replaced", &longest]);
-}
-
-#[test]
 fn no_host_outside_the_promotable_set_is_promoted() {
     let mut state = served();
     let outcome = apply(&mut state, grant(2, 3, GrantReason::LeaseEnded));
@@ -135,18 +111,91 @@ fn a_new_order_has_a_higher_revision() {
     assert!(order.revision > before && matches!(order.role, Role::Serve { .. }));
 }
 
+fn last_event(state: &State) -> &str {
+    state
+        .events
+        .after(0)
+        .last()
+        .map(|event| event.text.as_str())
+        .expect("an event")
+}
+
 #[test]
-fn a_snapshot_of_another_version_is_refused_in_plain_words() {
-    let mut bytes = served().to_snapshot();
-    bytes[12] += 1;
-    let error = State::from_snapshot(&bytes).unwrap_err().to_string();
-    assert!(
-        error.contains("it has version 2, and this program reads version 1"),
-        "{error}"
+fn the_reason_of_a_command_ends_in_its_first_event() {
+    let mut state = served();
+    let (service, host) = (KV, HostId(2));
+    let unready = Command::new(7, Change::ShadowUnready { service, host }).because("it said so");
+    state.apply(state.index + 1, &unready.encode());
+    assert_eq!(
+        last_event(&state),
+        "kv: h2 is not ready to take over, because it said so"
     );
-    for bytes in [&bytes[..14], b"", &[7; 64]] {
-        let error = State::from_snapshot(bytes).unwrap_err().to_string();
-        assert!(error.contains("does not begin like one"), "{error}");
+}
+
+#[test]
+fn a_reason_is_bounded_whoever_wrote_it() {
+    let mut state = served();
+    let endless = Command {
+        why: "ä".repeat(WHY_BYTES_MAX),
+        ..Command::new(7, Change::Pause { on: true })
+    };
+    state.apply(state.index + 1, &endless.encode());
+    assert!(last_event(&state).len() <= WHY_BYTES_MAX + 100);
+}
+
+#[test]
+fn what_is_held_back_is_an_event_when_it_begins_and_not_again_until_it_is_over() {
+    let mut state = served();
+    let hold = Hold {
+        service: Some(KV),
+        cause: Cause::NoTarget,
+    };
+    let told = |state: &State| {
+        let events = state.events.after(0);
+        events.filter(|event| event.kind == EventKind::HeldBack).count()
+    };
+    for (on, expected) in [(true, 1), (true, 1), (false, 1), (false, 1), (true, 2)] {
+        assert_eq!(apply(&mut state, Change::Held { hold, on }), Outcome::Applied);
+        assert_eq!(told(&state), expected);
+    }
+    let nobody = Hold {
+        service: Some(ServiceId(9)),
+        ..hold
+    };
+    let outcome = apply(
+        &mut state,
+        Change::Held {
+            hold: nobody,
+            on: true,
+        },
+    );
+    assert!(matches!(outcome, Outcome::Refused(_)));
+}
+
+#[test]
+fn a_predicted_move_is_refused_while_paused_and_within_its_window_and_an_ordered_one_is_not() {
+    let begin = |reason| Change::BeginHandover {
+        service: KV,
+        epoch: Epoch(1),
+        to: HostId(2),
+        reason,
+    };
+    let predicted = begin(MoveReason::Predicted {
+        risk: BasisPoints(9_000),
+    });
+    let mut paused = served();
+    apply(&mut paused, Change::Pause { on: true });
+    assert!(matches!(
+        apply(&mut paused, predicted.clone()),
+        Outcome::Refused(_)
+    ));
+    assert_eq!(apply(&mut paused, begin(MoveReason::Operator)), Outcome::Applied);
+    let mut moved = served();
+    // `apply` says 7 ms.
+    for (last, allowed) in [(Some(7), false), (Some(8), false), (None, true)] {
+        moved.services.get_mut(&KV).expect("the service").predicted_at_ms = last;
+        let outcome = apply(&mut moved, predicted.clone());
+        assert_eq!(outcome == Outcome::Applied, allowed, "{last:?}: {outcome:?}");
     }
 }
 

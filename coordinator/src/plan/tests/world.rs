@@ -1,0 +1,280 @@
+//! A small cluster in memory: a state made by commands, and what its leader has seen.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+use understudy_common::id::{Epoch, GenerationId, HostId, ServiceId};
+use understudy_common::lease::LeaseTimes;
+use understudy_common::spec::RawServiceSpec;
+use understudy_common::units::{BasisPoints, BootTime};
+use understudy_common::wire::{CopyState, FinalCut, HostReport, Inventory, ServiceReport, SyncFigures};
+
+use crate::lease::LeaseTable;
+use crate::plan::{Facts, OVER_TICKS, PlanDocument, Seen, plan};
+use crate::state::{Change, Command, GrantReason, MoveReason, Outcome, State};
+
+pub const KV: ServiceId = ServiceId(1);
+pub const WEB: ServiceId = ServiceId(2);
+const THRESHOLD: BasisPoints = BasisPoints(8_000);
+const CALM: BasisPoints = BasisPoints(100);
+const RISKY: BasisPoints = BasisPoints(9_100);
+
+#[derive(Clone)]
+pub struct World {
+    pub state: State,
+    seen: BTreeMap<HostId, Seen>,
+    leases: LeaseTable,
+    now: BootTime,
+    wall_ms: u64,
+}
+
+impl World {
+    /// Hosts a, b and c; the service kv is served by a, and b and c may take over.
+    pub fn steady() -> Self {
+        let mut world = Self::hosts();
+        world.serve("kv", KV, 1);
+        world
+    }
+
+    /// kv on a, web on b.
+    pub fn two_services() -> Self {
+        let mut world = Self::steady();
+        world.serve("web", WEB, 2);
+        world
+    }
+
+    /// kv and web on a.
+    pub fn two_on_one() -> Self {
+        let mut world = Self::steady();
+        world.serve("web", WEB, 1);
+        world
+    }
+
+    fn hosts() -> Self {
+        let now = BootTime::from_ms(1_000_000);
+        let mut world = Self {
+            state: State::default(),
+            seen: BTreeMap::new(),
+            leases: LeaseTable::new(LeaseTimes::DEFAULT, now),
+            now,
+            wall_ms: 1_700_000_000_000,
+        };
+        for (host, name) in (1..).zip(["a", "b", "c"]) {
+            world.commit(Change::RegisterHost {
+                host: HostId(host),
+                name: name.to_owned(),
+                boot: 1,
+                addr: ([10, 0, 0, host as u8], 7401).into(),
+                version: "1".to_owned(),
+                inventory: Inventory::default(),
+            });
+            let report = HostReport {
+                host: HostId(host),
+                boot: 1,
+                sequence: 1,
+                services: Vec::new(),
+            };
+            let seen = Seen {
+                report: Some(report),
+                arrived: now,
+                ..Seen::default()
+            };
+            world.seen.insert(HostId(host), seen);
+        }
+        let calm = (1..=3).map(|host| (HostId(host), CALM)).collect();
+        world.commit(Change::Risks(calm));
+        world
+    }
+
+    fn serve(&mut self, name: &str, service: ServiceId, holder: u32) {
+        let n = service.0;
+        let toml = format!(
+            "name = \"{name}\"\npaths = [\"/srv/{name}\"]\naddress = \"10.0.9.{n}/24\"\ninterface = \"eth0\"\n\
+             hosts = [1, 2, 3]\nworkload = {{ start = [\"/bin/{name}\"], health = {{ tcp = \"127.0.0.1:80\" }} }}"
+        );
+        let raw: RawServiceSpec = toml::from_str(&toml).expect("a declaration");
+        self.commit(Change::ApplyService(raw.try_into().expect("a valid one")));
+        self.take_over(service, holder, GrantReason::First);
+    }
+
+    /// The next epoch goes to `holder`, and the two others become ready shadows.
+    fn take_over(&mut self, service: ServiceId, holder: u32, reason: GrantReason) {
+        let epoch = self.state.services[&service].epoch.next();
+        self.commit(Change::Grant {
+            service,
+            epoch,
+            holder: HostId(holder),
+            boot: 1,
+            from: None,
+            reason,
+        });
+        self.commit(Change::Served { service, epoch });
+        for host in (1..=3).map(HostId).filter(|host| host.0 != holder) {
+            if !self.state.services[&service].shadows.contains(&host) {
+                self.commit(Change::SafeMode { host, on: false });
+                self.commit(Change::AddShadow { service, host });
+                self.commit(Change::ShadowReady { service, epoch, host });
+            }
+        }
+        self.leases.observe(self.now, service, epoch);
+        for host in (1..=3).map(HostId) {
+            let served = (host.0 == holder).then_some(epoch);
+            let revision = self.state.index;
+            let report = self.report_of(host, service);
+            report.epoch = epoch;
+            report.revision = revision;
+            report.serving = served;
+            report.copy = if served.is_some() {
+                CopyState::Cold
+            } else {
+                CopyState::Ready
+            };
+            report.generation = Some(GenerationId { epoch, n: 5 });
+        }
+    }
+
+    fn commit(&mut self, change: Change) {
+        let command = Command::new(self.wall_ms, change).encode();
+        let outcome = self.state.apply(self.state.index + 1, &command);
+        assert_eq!(outcome, Outcome::Applied);
+    }
+
+    pub fn apply(mut self, change: Change) -> Self {
+        self.commit(change);
+        self
+    }
+
+    /// kv went from a to b in a planned move, and a is a shadow again.
+    pub fn moved(mut self, reason: MoveReason) -> Self {
+        let (service, epoch, to) = (KV, Epoch(1), HostId(2));
+        let cut = FinalCut {
+            epoch,
+            generation: GenerationId { epoch, n: 6 },
+            acked_by: vec![to],
+        };
+        self.commit(Change::BeginHandover {
+            service,
+            epoch,
+            to,
+            reason,
+        });
+        self.commit(Change::HolderFenced { service, epoch });
+        self.commit(Change::FinalCut { service, epoch, cut });
+        self.take_over(service, to.0, GrantReason::Handover);
+        self
+    }
+
+    pub fn risky(self, host: u32) -> Self {
+        self.over(host, OVER_TICKS)
+    }
+
+    pub fn over(mut self, host: u32, ticks: u32) -> Self {
+        self.commit(Change::Risks(vec![(HostId(host), RISKY)]));
+        self.seen.entry(HostId(host)).or_default().over = ticks;
+        self
+    }
+
+    pub fn silent(mut self, host: u32) -> Self {
+        self.seen.entry(HostId(host)).or_default().gone = true;
+        self
+    }
+
+    /// The lease of the service at this place ended just now, after everybody's last report.
+    pub fn lease_ended(mut self, place: usize) -> Self {
+        self.now = self.now + Duration::from_millis(1);
+        let (service, known) = self.state.services.iter().nth(place).expect("a service");
+        self.leases.suppose_ended(*service, known.epoch, self.now);
+        self
+    }
+
+    pub fn later(mut self, ms: u64) -> Self {
+        self.now = self.now + Duration::from_millis(ms);
+        for seen in self.seen.values_mut().filter(|seen| !seen.gone) {
+            seen.arrived = self.now;
+        }
+        self
+    }
+
+    pub fn wall(mut self, ms: u64) -> Self {
+        self.wall_ms += ms;
+        self
+    }
+
+    /// The host reports now, and of every service this generation.
+    pub fn reported(mut self, host: u32, n: u64) -> Self {
+        let now = self.now;
+        let seen = self.seen.entry(HostId(host)).or_default();
+        seen.arrived = now;
+        let report = seen.report.as_mut().expect("a report");
+        for service in &mut report.services {
+            service.generation = Some(GenerationId {
+                epoch: service.epoch,
+                n,
+            });
+        }
+        self
+    }
+
+    pub fn copy(mut self, host: u32, copy: CopyState) -> Self {
+        self.report_of(HostId(host), KV).copy = copy;
+        self
+    }
+
+    pub fn unready(mut self, host: u32) -> Self {
+        self.commit(Change::ShadowUnready {
+            service: KV,
+            host: HostId(host),
+        });
+        self
+    }
+
+    pub fn failing(mut self, host: u32, why: &str) -> Self {
+        let report = self.report_of(HostId(host), KV);
+        report.serving = None;
+        report.failure = Some(why.to_owned());
+        self
+    }
+
+    fn report_of(&mut self, host: HostId, service: ServiceId) -> &mut ServiceReport {
+        let report = self.seen.get_mut(&host).and_then(|seen| seen.report.as_mut());
+        let services = &mut report.expect("a report").services;
+        let at = services
+            .iter()
+            .position(|known| known.service == service)
+            .unwrap_or_else(|| {
+                services.push(ServiceReport {
+                    service,
+                    epoch: Epoch(0),
+                    revision: 0,
+                    serving: None,
+                    fenced: Epoch(0),
+                    final_cut: None,
+                    copy: CopyState::Cold,
+                    generation: None,
+                    acked: Vec::new(),
+                    failure: None,
+                    sync: SyncFigures::default(),
+                });
+                services.len() - 1
+            });
+        &mut services[at]
+    }
+
+    pub fn with_facts<T>(&self, ask: impl FnOnce(&State, &Facts<'_>) -> T) -> T {
+        let since = self.state.services.keys().map(|id| (*id, self.now)).collect();
+        let facts = Facts {
+            now: self.now,
+            wall_ms: self.wall_ms,
+            threshold: Some(THRESHOLD),
+            seen: &self.seen,
+            leases: &self.leases,
+            since: &since,
+            busy: &BTreeSet::new(),
+        };
+        ask(&self.state, &facts)
+    }
+
+    pub fn printed(&self) -> String {
+        self.with_facts(|state, facts| PlanDocument::of(&plan(state, facts), state, Vec::new()).to_string())
+    }
+}
