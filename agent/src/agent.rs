@@ -25,7 +25,7 @@ use crate::clock::boot_time;
 use crate::config::AgentConfig;
 use crate::gate::{Gate as _, GateError, Guard, KernelGate};
 use crate::lease::{LeaseClient, SERVICES_MAX};
-use crate::net::{self, Asked, RENEWALS_MAX, Said, Uplink};
+use crate::net::{self, Asked, LISTS_MAX, RENEWALS_MAX, Said};
 use crate::service::{Action, Driver, DriverSettings, Event, Machine, Registry};
 use crate::sync;
 use crate::telemetry::{SAMPLE_INTERVAL_MS, Telemetry, TelemetryError};
@@ -85,6 +85,8 @@ pub async fn run(config: AgentConfig) -> Result<(), AgentError> {
 
     let (asked, inbox) = mpsc::channel(ASKED_MAX);
     let (beacons, _) = broadcast::channel(BEACONS_MAX);
+    let (renewals, _) = broadcast::channel(RENEWALS_MAX);
+    let (lists, named) = mpsc::channel(LISTS_MAX);
     let report = HostReport {
         host: config.host,
         boot,
@@ -97,21 +99,20 @@ pub async fn run(config: AgentConfig) -> Result<(), AgentError> {
         hello: Arc::new(hello),
         reports: reports.subscribe(),
         beacons: beacons.clone(),
+        renewals: renewals.clone(),
         asked,
+        lists,
     };
     let registry = Registry::default();
     // Dropped with this future, which ends them all.
     let mut tasks = JoinSet::new();
-    let mut renewals = Vec::new();
-    for coordinator in &config.coordinators {
-        let (sender, queue) = mpsc::channel(RENEWALS_MAX);
-        renewals.push(sender);
-        let uplink = Uplink {
-            coordinator: *coordinator,
-            renewals: queue,
-        };
-        tasks.spawn(net::keep_linked(endpoint.clone(), uplink, said.clone()));
-    }
+    tasks.spawn(net::follow(
+        endpoint.clone(),
+        config.state_dir.clone(),
+        config.coordinators.clone(),
+        said,
+        named,
+    ));
     tasks.spawn(net::accept(endpoint.clone(), registry.clone()));
     tasks.spawn(watch_host(telemetry, beacons));
     let (events, happened) = mpsc::channel(EVENTS_MAX);
@@ -162,7 +163,7 @@ struct Agent {
     endpoint: Endpoint,
     registry: Registry,
     events: mpsc::Sender<(ServiceId, Event)>,
-    renewals: Vec<mpsc::Sender<Renew>>,
+    renewals: broadcast::Sender<Renew>,
     reports: watch::Sender<HostReport>,
     repair_at: BootTime,
     reported_at: BootTime,
@@ -233,10 +234,8 @@ impl Agent {
         self.act(now);
         self.lease.handle_tick(now);
         while let Some(renew) = self.lease.poll_renew() {
-            for link in &self.renewals {
-                // A link that is behind or down gets the next one.
-                let _ = link.try_send(renew.clone());
-            }
+            // Nobody listens while no coordinator is connected.
+            let _ = self.renewals.send(renew);
         }
         self.open(now);
         // An open gate may be what an address waited for.

@@ -12,6 +12,7 @@ use understudy_common::identity::Principal;
 
 /// The CA outlives every leaf that it is asked for at the start, and at least this long.
 pub const CA_DAYS_MIN: u32 = 3_650;
+const CA_NAME: &str = "Understudy cluster CA";
 /// Certificates begin this much earlier than asked, so that hosts whose wall clocks lag accept them.
 const BACKDATE: Duration = Duration::hours(24);
 
@@ -61,7 +62,7 @@ impl Authority {
             subject: "the cluster CA".to_owned(),
             source,
         };
-        let mut params = params("Understudy cluster CA", validity);
+        let mut params = params(CA_NAME, validity);
         params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
         params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
         let key = KeyPair::generate().map_err(failed)?;
@@ -70,6 +71,30 @@ impl Authority {
             certificate: certificate.pem(),
             key: key.serialize_pem(),
         };
+        Ok(Self {
+            pair,
+            issuer: Issuer::new(params, key),
+        })
+    }
+
+    /// The CA that was made before, from its certificate and key.
+    ///
+    /// # Errors
+    /// [`AuthorityError`] when the key cannot be read.
+    pub fn from_pair(pair: Pair) -> Result<Self, AuthorityError> {
+        let key = KeyPair::from_pem(&pair.key).map_err(|source| AuthorityError {
+            subject: "anybody: the key of the cluster CA cannot be read".to_owned(),
+            source,
+        })?;
+        // Of the issuer a leaf holds the name and the key alone.
+        let now = OffsetDateTime::UNIX_EPOCH;
+        let params = params(
+            CA_NAME,
+            Validity {
+                not_before: now,
+                not_after: now,
+            },
+        );
         Ok(Self {
             pair,
             issuer: Issuer::new(params, key),

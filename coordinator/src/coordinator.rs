@@ -5,6 +5,9 @@
 //! when there is no room for it.
 
 use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::pin::pin;
+use std::time::Duration;
 
 use raft::eraftpb::Message;
 use tokio::sync::{mpsc, oneshot};
@@ -17,7 +20,8 @@ use crate::api;
 use crate::clock::{boot_now, wall_ms};
 use crate::forecast::{self, Prediction, Tick};
 use crate::net::Outbox;
-use crate::replica::{Output, Replica, RequestId};
+use crate::replica::{Output, Replica, RequestId, TRANSFER_MAX};
+use crate::run::RunError;
 use crate::storage::{Storage, StorageError, drain};
 
 /// Events that wait for the loop. Requests beyond are answered `Busy`, raft messages dropped.
@@ -37,6 +41,8 @@ pub enum Event {
     },
     Message {
         from: CoordinatorId,
+        /// Where its link comes from: coordinators dial from where they listen.
+        addr: SocketAddr,
         message: Message,
     },
     /// A message that could not be delivered.
@@ -62,6 +68,8 @@ pub struct Core {
     outbox: Outbox,
     pending: BTreeMap<RequestId, Pending>,
     last_request: u64,
+    /// The revision of the members that the network follows.
+    followed: u64,
 }
 
 impl Core {
@@ -74,16 +82,28 @@ impl Core {
             outbox,
             pending: BTreeMap::new(),
             last_request: 0,
+            followed: 0,
         }
     }
 
-    /// Runs until all senders of `events` are gone.
+    /// Runs until all senders of `events` are gone, or until `stop`: a leader then gives the
+    /// leadership away first, in at most [`TRANSFER_MAX`].
     ///
     /// # Errors
-    /// [`StorageError`]: the process must stop.
-    pub async fn run(mut self, mut events: mpsc::Receiver<Event>) -> Result<(), StorageError> {
+    /// [`RunError`]: the process must stop.
+    pub async fn run(
+        mut self,
+        mut events: mpsc::Receiver<Event>,
+        stop: impl Future<Output = ()>,
+    ) -> Result<(), RunError> {
+        let mut stop = pin!(stop);
+        let mut stops_at: Option<BootTime> = None;
         loop {
+            self.drain()?;
             let now = boot_now();
+            if stops_at.is_some_and(|at| now >= at || !self.replica.is_leader()) {
+                return Ok(());
+            }
             let due = self
                 .replica
                 .poll_timeout()
@@ -94,6 +114,12 @@ impl Core {
                     None => return Ok(()),
                 },
                 () = tokio::time::sleep(due) => None,
+                () = &mut stop, if stops_at.is_none() => {
+                    let now = boot_now();
+                    let wait = if self.replica.hand_on(now) { TRANSFER_MAX } else { Duration::ZERO };
+                    stops_at = Some(now + wait);
+                    None
+                }
             };
             let mut left = BATCH_MAX;
             let mut next = picked;
@@ -106,14 +132,19 @@ impl Core {
             if self.replica.poll_timeout().is_some_and(|at| at <= now) {
                 self.replica.handle_tick(now, wall_ms());
             }
-            self.drain()?;
         }
     }
 
     fn handle(&mut self, now: BootTime, event: Event) {
         match event {
             Event::Request { from, request, reply } => self.request(now, from, request, reply),
-            Event::Message { from, message } => self.replica.handle_message(now, from, message),
+            Event::Message { from, addr, message } => {
+                if self.replica.listens_to(from) {
+                    // One that is not in the state yet may lead: it has to be answered.
+                    self.outbox.meet(from, addr);
+                }
+                self.replica.handle_message(now, from, message);
+            }
             Event::Undelivered { to, snapshot } => self.replica.handle_undelivered(now, to, snapshot),
             Event::HostGone(host) => self.replica.handle_host_gone(now, host),
             Event::Scores(tick) => {
@@ -152,7 +183,23 @@ impl Core {
         self.replica.handle_request(now, wall_ms(), from, id, request);
     }
 
-    fn drain(&mut self) -> Result<(), StorageError> {
+    fn drain(&mut self) -> Result<(), RunError> {
+        self.write_and_deliver()?;
+        let coordinators = &self.replica.state().coordinators;
+        if coordinators.revision != self.followed {
+            self.followed = coordinators.revision;
+            self.outbox.follow(coordinators);
+            if !self.replica.is_member() {
+                tracing::warn!("this coordinator was removed from the cluster: it can be stopped");
+            }
+        }
+        match self.replica.halted() {
+            Some(why) => Err(RunError::Halted(why.to_string())),
+            None => Ok(()),
+        }
+    }
+
+    fn write_and_deliver(&mut self) -> Result<(), StorageError> {
         let Self {
             replica,
             storage,

@@ -62,11 +62,13 @@ fn start(config: CoordinatorConfig) -> anyhow::Result<()> {
             let endpoint = Endpoint::bind(config.listen, &config.credentials)?;
             let (mut term, mut int) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
             // Everything that must last is on disk before it is told: stopping is letting go.
-            tokio::select! {
-                outcome = run(config, endpoint.clone()) => outcome?,
-                _ = term.recv() => tracing::info!("stops: SIGTERM"),
-                _ = int.recv() => tracing::info!("stops: SIGINT"),
-            }
+            let stop = async {
+                tokio::select! {
+                    _ = term.recv() => tracing::info!("stops: SIGTERM"),
+                    _ = int.recv() => tracing::info!("stops: SIGINT"),
+                }
+            };
+            run(config, endpoint.clone(), stop).await?;
             endpoint.close();
             // A peer that does not listen is not waited for.
             let _ = tokio::time::timeout(GOODBYE, endpoint.wait_idle()).await;

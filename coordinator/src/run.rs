@@ -22,16 +22,29 @@ pub enum RunError {
     Replica(#[from] ReplicaError),
     #[error("cannot start a thread: {0}")]
     Thread(std::io::Error),
+    #[error("{0}")]
+    Halted(String),
 }
 
-/// Runs a coordinator on a bound endpoint. It stops when it fails or the future is dropped.
+/// Runs a coordinator on a bound endpoint until it fails, `stop` resolves or the future is dropped.
+/// With `stop` a leader gives the leadership away first.
 ///
 /// # Errors
 /// [`RunError`] in plain words.
-pub async fn run(config: CoordinatorConfig, endpoint: Endpoint) -> Result<(), RunError> {
+pub async fn run(
+    config: CoordinatorConfig,
+    endpoint: Endpoint,
+    stop: impl Future<Output = ()>,
+) -> Result<(), RunError> {
     let (storage, durable) = Storage::open(&config.data_dir)?;
     let (predictor, prediction) = forecast::load(config.prediction.as_ref());
     let mut settings = Settings::new(config.id, config.members.iter().map(|member| member.id).collect());
+    settings.addrs = config
+        .members
+        .iter()
+        .map(|member| (member.id, member.addr))
+        .collect();
+    settings.joins = config.joins;
     settings.threshold = prediction.threshold_bp;
     let replica = Replica::new(settings, durable, boot_now(), random())?;
     let (events, queue) = mpsc::channel(EVENTS_MAX);
@@ -40,16 +53,16 @@ pub async fn run(config: CoordinatorConfig, endpoint: Endpoint) -> Result<(), Ru
         .transpose()
         .map_err(RunError::Thread)?;
     let mut tasks = JoinSet::new();
-    let outbox = net::start(
-        &endpoint,
-        config.id,
-        &config.members,
-        &events,
-        beacons,
-        &mut tasks,
-    );
+    let mut outbox = net::start(&endpoint, config.id, &events, beacons, &mut tasks);
+    for member in &config.members {
+        if replica.listens_to(member.id) {
+            outbox.meet(member.id, member.addr);
+        }
+    }
     tracing::info!(id = %config.id, listen = %config.listen, term = replica.term(), "runs");
-    Core::new(replica, storage, outbox, prediction).run(queue).await?;
+    Core::new(replica, storage, outbox, prediction)
+        .run(queue, stop)
+        .await?;
     Ok(())
 }
 

@@ -57,9 +57,10 @@ impl Coordinator {
             listen: addr,
             credentials,
             members: vec![Member { id: ONE, addr }],
+            joins: false,
             prediction: None,
         };
-        tokio::spawn(run(config, endpoint));
+        tokio::spawn(run(config, endpoint, std::future::pending()));
         Self {
             authority,
             addr,

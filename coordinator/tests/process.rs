@@ -99,6 +99,11 @@ fn the_cli_says_in_plain_words_what_is_wrong() {
         "there is no service nothing",
     );
     check(&cluster, &["restore", "z"], 1, "there is no host z");
+    check(&cluster, &["note", &"x".repeat(257)], 1, "1 to 256 bytes");
+    let noted = cluster.understudy(&["note", "the fan of db2 was replaced"]);
+    assert!(noted.status.success(), "{}", text(&noted.stderr));
+    let events = text(&cluster.understudy(&["events"]).stdout);
+    assert!(events.contains("the fan of db2 was replaced"), "{events}");
     check(&cluster, &["dance"], 64, "dance");
     for args in [
         &["status"][..],

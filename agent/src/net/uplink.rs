@@ -10,7 +10,7 @@ use tokio::time::{Instant, sleep, timeout};
 use understudy_common::beacon::{Beacon, BeaconEncoder};
 use understudy_common::identity::Principal;
 use understudy_common::wire::{
-    self, Hello, HostReport, Order, Refusal, Renew, Renewed, Request, Response, StreamKind,
+    self, CoordinatorList, Hello, HostReport, Order, Refusal, Renew, Renewed, Request, Response, StreamKind,
 };
 use understudy_transport::{Endpoint, Link, PendingCall, TransportError};
 
@@ -46,20 +46,16 @@ pub struct Said {
     pub hello: Arc<Hello>,
     pub reports: watch::Receiver<HostReport>,
     pub beacons: broadcast::Sender<Beacon>,
+    pub renewals: broadcast::Sender<Renew>,
     /// To the agent's loop.
     pub asked: mpsc::Sender<Asked>,
-}
-
-/// One coordinator and what it alone is told.
-#[derive(Debug)]
-pub struct Uplink {
-    pub coordinator: Coordinator,
-    pub renewals: mpsc::Receiver<Renew>,
+    /// Who the coordinators are, as one of them says.
+    pub lists: mpsc::Sender<CoordinatorList>,
 }
 
 /// Keeps a link to the coordinator for as long as the agent runs.
-pub async fn keep_linked(endpoint: Endpoint, mut uplink: Uplink, said: Said) {
-    let Coordinator { id, addr } = uplink.coordinator;
+pub async fn keep_linked(endpoint: Endpoint, coordinator: Coordinator, said: Said) {
+    let Coordinator { id, addr } = coordinator;
     let (mut pause, mut told) = (REDIAL_MIN, false);
     loop {
         let dialled = timeout(DIAL_MAX, endpoint.dial(addr, Principal::Coordinator(id))).await;
@@ -70,7 +66,7 @@ pub async fn keep_linked(endpoint: Endpoint, mut uplink: Uplink, said: Said) {
                     Ok(()) => {
                         tracing::info!(coordinator = %id, %addr, "connected");
                         (pause, told) = (REDIAL_MIN, false);
-                        if let Err(error) = talk(&link, &mut uplink, &said).await {
+                        if let Err(error) = talk(&link, &said).await {
                             tracing::warn!(coordinator = %id, %error, "disconnected");
                         }
                     }
@@ -93,12 +89,12 @@ pub async fn keep_linked(endpoint: Endpoint, mut uplink: Uplink, said: Said) {
     }
 }
 
-async fn talk(link: &Link, uplink: &mut Uplink, said: &Said) -> Result<(), TransportError> {
+async fn talk(link: &Link, said: &Said) -> Result<(), TransportError> {
     tokio::select! {
-        ended = renewals(link, &mut uplink.renewals, &said.asked) => ended,
+        ended = renewals(link, said.renewals.subscribe(), &said.asked) => ended,
         ended = reports(link, said) => ended,
         ended = beacons(link, said.beacons.subscribe()) => ended,
-        ended = orders(link, &said.asked) => ended,
+        ended = orders(link, said) => ended,
     }
 }
 
@@ -116,14 +112,19 @@ async fn greet(link: &Link, said: &Said) -> Result<(), TransportError> {
 
 async fn renewals(
     link: &Link,
-    queue: &mut mpsc::Receiver<Renew>,
+    mut queue: broadcast::Receiver<Renew>,
     asked: &mpsc::Sender<Asked>,
 ) -> Result<(), TransportError> {
     let mut calls = JoinSet::new();
     loop {
         tokio::select! {
             renew = queue.recv() => {
-                let Some(renew) = renew else { return Ok(()) };
+                let renew = match renew {
+                    Ok(renew) => renew,
+                    // Each replaces the one before.
+                    Err(broadcast::error::RecvError::Lagged(_)) => continue,
+                    Err(broadcast::error::RecvError::Closed) => return Ok(()),
+                };
                 let link = link.clone();
                 calls.spawn(async move { link.call(&Request::Renew(renew), RENEW_MAX).await });
             }
@@ -173,22 +174,22 @@ async fn beacons(link: &Link, mut beacons: broadcast::Receiver<Beacon>) -> Resul
     }
 }
 
-async fn orders(link: &Link, asked: &mpsc::Sender<Asked>) -> Result<(), TransportError> {
+async fn orders(link: &Link, said: &Said) -> Result<(), TransportError> {
     let mut calls = JoinSet::new();
     loop {
         let stream = link.accept_bi().await?;
         while calls.try_join_next().is_some() {}
-        let (who, asked) = (link.principal(), asked.clone());
+        let (who, said) = (link.principal(), said.clone());
         // The transport bounds how many of them a peer may have open.
         calls.spawn(async move {
-            if let Err(error) = take_order(stream, &asked).await {
+            if let Err(error) = take_order(stream, &said).await {
                 tracing::debug!(%who, %error, "a call ended");
             }
         });
     }
 }
 
-async fn take_order(stream: PendingCall, asked: &mpsc::Sender<Asked>) -> Result<(), TransportError> {
+async fn take_order(stream: PendingCall, said: &Said) -> Result<(), TransportError> {
     let (kind, mut sender, mut receiver) = stream.kind().await?;
     if kind != StreamKind::Rpc {
         return Err(TransportError::UnknownStream(kind as u8));
@@ -201,12 +202,16 @@ async fn take_order(stream: PendingCall, asked: &mpsc::Sender<Asked>) -> Result<
             let (answer, answered) = oneshot::channel();
             let order = Box::new(order);
             // The loop is gone only when the agent stops.
-            let _ = asked.send(Asked::Order { order, answer }).await;
+            let _ = said.asked.send(Asked::Order { order, answer }).await;
             match answered.await {
                 Ok(Ok(())) => Response::Done,
                 Ok(Err(refusal)) => Response::Refused(refusal),
                 Err(_) => Response::Refused(Refusal::Busy("this agent, which stops".to_owned())),
             }
+        }
+        Request::Coordinators(list) => {
+            let _ = said.lists.send(list).await;
+            Response::Done
         }
         _ => Response::Refused(Refusal::Invalid("agents take orders only".to_owned())),
     };

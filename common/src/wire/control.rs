@@ -18,6 +18,16 @@ pub enum Request {
     Order(Order),
     /// Operator → coordinator.
     Operate(Operate),
+    /// Coordinator → agent: who the coordinators are, when the agent connects and when it changes.
+    Coordinators(CoordinatorList),
+}
+
+/// Who the coordinators are and where they listen.
+#[derive(Clone, Debug, Default, PartialEq, Eq, rkyv::Archive, rkyv::Serialize, rkyv::Deserialize)]
+pub struct CoordinatorList {
+    /// Rises with every change; a list of a lower one is out of date.
+    pub revision: u64,
+    pub members: Vec<(CoordinatorId, SocketAddr)>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, rkyv::Archive, rkyv::Serialize, rkyv::Deserialize)]
@@ -212,6 +222,21 @@ pub enum Operate {
     Plan {
         suppositions: Vec<Supposition>,
     },
+    /// A remark for the event log, at most [`NOTE_BYTES_MAX`] bytes.
+    Note {
+        text: String,
+    },
+    /// As a learner first; it votes once it has caught up.
+    AddCoordinator {
+        id: CoordinatorId,
+        addr: SocketAddr,
+    },
+    RemoveCoordinator {
+        id: CoordinatorId,
+    },
+    TransferLeadership {
+        to: CoordinatorId,
+    },
 }
 
 /// Something to plan with that is not so.
@@ -228,3 +253,6 @@ pub enum Fate {
     /// It has been silent for so long that its leases are over.
     Dead,
 }
+
+/// Longest remark of an operator.
+pub const NOTE_BYTES_MAX: usize = 256;

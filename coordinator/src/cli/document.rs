@@ -1,5 +1,7 @@
 //! The coordinators' JSON documents as the CLI reads them. Fields that it does not know pass by.
 
+use std::net::SocketAddr;
+
 use serde::Deserialize;
 
 #[derive(Debug, Deserialize)]
@@ -20,6 +22,13 @@ pub(super) struct Coordinator {
     pub role: String,
     pub term: Option<u64>,
     pub applied: Option<u64>,
+    pub addr: Option<SocketAddr>,
+    pub standing: Option<String>,
+    #[serde(default)]
+    pub reachable: bool,
+    pub command_version: Option<u32>,
+    #[serde(default)]
+    pub software: String,
 }
 
 #[derive(Debug, Deserialize)]

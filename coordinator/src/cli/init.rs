@@ -56,10 +56,10 @@ pub struct Written {
     pub files: Vec<String>,
 }
 
-struct NewFile {
-    name: String,
-    text: String,
-    secret: bool,
+pub(super) struct NewFile {
+    pub name: String,
+    pub text: String,
+    pub secret: bool,
 }
 
 /// Makes a cluster's CA, certificates and configuration files.
@@ -149,14 +149,14 @@ fn files(args: &InitArgs, now: OffsetDateTime) -> Result<Vec<NewFile>, InitError
         push_pair(&mut files, &name, &pair);
         files.push(NewFile {
             name: format!("{name}.toml"),
-            text: coordinator_toml(args, n, *addr),
+            text: coordinator_toml(n, *addr, &numbered(args), false),
             secret: false,
         });
     }
     Ok(files)
 }
 
-fn push_pair(files: &mut Vec<NewFile>, name: &str, pair: &Pair) {
+pub(super) fn push_pair(files: &mut Vec<NewFile>, name: &str, pair: &Pair) {
     files.push(NewFile {
         name: format!("{name}.pem"),
         text: pair.certificate.clone(),
@@ -173,7 +173,7 @@ fn cluster_toml(args: &InitArgs) -> String {
     format!(
         "# For people: understudy --cluster THIS-FILE status\n\n{}{}",
         identity("operator"),
-        members(args, "coordinators")
+        members(&numbered(args), "coordinators")
     )
 }
 
@@ -197,17 +197,24 @@ pin_dir = "/sys/fs/bpf/understudy/{n}"     # on a bpffs
 cgroup = "/sys/fs/cgroup/understudy"     # on cgroup2; the parent of the services' cgroups
 "#,
         identity = identity(&format!("host-{n}")),
-        coordinators = members(args, "coordinators"),
+        coordinators = members(&numbered(args), "coordinators"),
     )
 }
 
-fn coordinator_toml(args: &InitArgs, n: u64, addr: SocketAddr) -> String {
+/// `joins`: the others run already, and this one is not among them.
+pub(super) fn coordinator_toml(
+    n: u64,
+    addr: SocketAddr,
+    others: &[(u64, SocketAddr)],
+    joins: bool,
+) -> String {
+    let joins = if joins { "joins = true\n" } else { "" };
     format!(
         r#"# understudy-coordinator. Paths are relative to this file.
 id = {n}
 data_dir = "/var/lib/understudy/coordinator-{n}"
 listen = "{addr}"
-
+{joins}
 {identity}{members}
 # Without it services move only after their host is gone.
 # [prediction]
@@ -216,7 +223,7 @@ listen = "{addr}"
 # onnxruntime = "/usr/lib/libonnxruntime.so"
 "#,
         identity = identity(&format!("coordinator-{n}")),
-        members = members(args, "members"),
+        members = members(others, "members"),
     )
 }
 
@@ -224,10 +231,14 @@ fn identity(name: &str) -> String {
     format!("[identity]\nca = \"ca.pem\"\ncert = \"{name}.pem\"\nkey = \"{name}.key\"\n")
 }
 
-fn members(args: &InitArgs, key: &str) -> String {
-    (1..)
-        .zip(&args.coordinators)
-        .map(|(n, addr): (u64, _)| format!("\n[[{key}]]\nid = {n}\naddr = \"{addr}\"\n"))
+fn numbered(args: &InitArgs) -> Vec<(u64, SocketAddr)> {
+    (1..).zip(args.coordinators.iter().copied()).collect()
+}
+
+pub(super) fn members(members: &[(u64, SocketAddr)], key: &str) -> String {
+    members
+        .iter()
+        .map(|(n, addr)| format!("\n[[{key}]]\nid = {n}\naddr = \"{addr}\"\n"))
         .collect()
 }
 
@@ -253,7 +264,7 @@ fn prepare(dir: &Path) -> Result<(), InitError> {
     }
 }
 
-fn write(dir: &Path, file: &NewFile) -> Result<(), InitError> {
+pub(super) fn write(dir: &Path, file: &NewFile) -> Result<(), InitError> {
     let path = dir.join(&file.name);
     let failed = |source| InitError::Write {
         path: path.clone(),

@@ -4,6 +4,7 @@
 //! 2 failure, 64 bad usage or configuration.
 
 mod ask;
+mod coordinators;
 mod document;
 mod events;
 mod init;
@@ -81,6 +82,13 @@ enum Command {
     Resume,
     /// Declare a service.
     Apply { file: PathBuf },
+    /// Who the coordinators are; add, remove, give the leadership away.
+    Coordinators {
+        #[command(subcommand)]
+        action: Option<coordinators::Action>,
+    },
+    /// Write a remark into the event log: one line of at most 256 bytes.
+    Note { text: String },
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -178,6 +186,10 @@ async fn converse(config: ClusterConfig, args: Args) -> Result<(), CliError> {
             let done = format!("{} is applied", file.display());
             change(&mut cluster, Operate::ApplyService { toml }, &done, json).await
         }
+        Command::Coordinators { action } => {
+            coordinators::run(&mut cluster, &args.cluster, action, json).await
+        }
+        Command::Note { text } => change(&mut cluster, Operate::Note { text }, "noted", json).await,
     };
     cluster.close().await;
     outcome

@@ -15,7 +15,7 @@ pub(super) fn status(document: &str, json: bool) -> Result<(), serde_json::Error
         None => println!("leader: none; a majority of the coordinators must be reachable by each other"),
     }
     println!("prediction: {}\n", prediction(status.prediction.as_ref()));
-    print!("{}", coordinators(&status.coordinators));
+    print!("{}", coordinators_table(&status.coordinators));
     println!();
     print!("{}", hosts_table(&status.hosts));
     println!();
@@ -60,20 +60,45 @@ fn prediction(prediction: Option<&Prediction>) -> String {
     }
 }
 
-fn coordinators(coordinators: &[Coordinator]) -> String {
-    let number = |n: Option<u64>| n.map_or("-".to_owned(), |n| n.to_string());
+pub(super) fn coordinators(document: &str, json: bool) -> Result<(), serde_json::Error> {
+    let status: Status = serde_json::from_str(document)?;
+    if json {
+        part(document, "coordinators")?
+    } else {
+        print!("{}", coordinators_table(&status.coordinators))
+    }
+    Ok(())
+}
+
+fn coordinators_table(coordinators: &[Coordinator]) -> String {
+    let or_dash = |text: Option<String>| text.unwrap_or_else(|| "-".to_owned());
     let rows: Vec<_> = coordinators
         .iter()
         .map(|c| {
             vec![
                 format!("coordinator-{}", c.id),
+                or_dash(c.addr.map(|addr| addr.to_string())),
                 c.role.clone(),
-                number(c.term),
-                number(c.applied),
+                or_dash(c.standing.clone()),
+                if c.reachable { "yes" } else { "no" }.to_owned(),
+                or_dash(c.term.map(|n| n.to_string())),
+                or_dash(c.applied.map(|n| n.to_string())),
+                c.command_version
+                    .map_or_else(|| "-".to_owned(), |version| format!("{} ({version})", c.software)),
             ]
         })
         .collect();
-    render(&["coordinator", "role", "term", "applied"], &rows)
+    let header = [
+        "coordinator",
+        "address",
+        "role",
+        "standing",
+        "reachable",
+        "term",
+        "applied",
+        "version (commands)",
+    ];
+    render(&header, &rows)
 }
 
 fn hosts_table(hosts: &[Host]) -> String {

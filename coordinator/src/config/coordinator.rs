@@ -16,6 +16,8 @@ struct Raw {
     listen: String,
     identity: RawIdentity,
     members: Vec<RawMember>,
+    #[serde(default)]
+    joins: bool,
     prediction: Option<Prediction>,
 }
 
@@ -25,8 +27,10 @@ pub struct CoordinatorConfig {
     pub data_dir: PathBuf,
     pub listen: SocketAddr,
     pub credentials: Credentials,
-    /// All voters, this one included.
+    /// All voters of a new cluster, this one included; of one that runs, those that are known.
     pub members: Vec<Member>,
+    /// It joins a cluster that runs.
+    pub joins: bool,
     /// None: reactive only.
     pub prediction: Option<Prediction>,
 }
@@ -47,8 +51,17 @@ impl CoordinatorConfig {
         let (file, raw) = File::read::<Raw>(path)?;
         let id = CoordinatorId(raw.id);
         let members = file.members("members", &raw.members)?;
-        if !members.iter().any(|member| member.id == id) {
-            return Err(file.refuse("id", format!("{} is not among the members", raw.id)));
+        let named = members.iter().any(|member| member.id == id);
+        if !named && !raw.joins {
+            let rule = format!(
+                "{} is not among the members; one that was added to a cluster that runs has `joins = true`",
+                raw.id
+            );
+            return Err(file.refuse("id", rule));
+        }
+        if named && raw.joins {
+            let rule = format!("{} is among the members of the cluster that it joins", raw.id);
+            return Err(file.refuse("joins", rule));
         }
         let credentials = file.credentials(&raw.identity)?;
         if credentials.principal() != Principal::Coordinator(id) {
@@ -66,6 +79,7 @@ impl CoordinatorConfig {
             listen: file.addr("listen", &raw.listen)?,
             credentials,
             members,
+            joins: raw.joins,
             prediction,
         })
     }

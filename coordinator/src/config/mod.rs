@@ -20,8 +20,8 @@ pub struct Member {
     pub addr: std::net::SocketAddr,
 }
 
-/// More voters than this only slow commits down.
-pub const MEMBERS_MAX: usize = 7;
+/// Voters of one cluster.
+pub const MEMBERS_MAX: usize = crate::state::VOTERS_MAX;
 
 #[derive(Debug, thiserror::Error)]
 pub enum ConfigError {

@@ -1,5 +1,6 @@
 //! Accepts links, and lets each principal open only the streams that are its own.
 
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::SyncSender;
@@ -95,7 +96,7 @@ impl Server {
 
     /// Takes the peer's streams in until the link ends.
     async fn streams(&self, link: &Link) {
-        let who = link.principal();
+        let (who, from) = (link.principal(), link.remote_addr());
         let mut streams = JoinSet::new();
         loop {
             // The transport bounds how many of them a peer may have open.
@@ -112,7 +113,7 @@ impl Server {
                         let server = self.clone();
                         streams.spawn(async move {
                             let outcome = match stream.kind().await {
-                                Ok((kind, frames)) => server.uni(who, kind, frames).await,
+                                Ok((kind, frames)) => server.uni(who, from, kind, frames).await,
                                 Err(error) => Err(error),
                             };
                             report(who, outcome);
@@ -128,11 +129,12 @@ impl Server {
     async fn uni(
         &self,
         who: Principal,
+        addr: SocketAddr,
         kind: StreamKind,
         frames: FrameReceiver,
     ) -> Result<(), TransportError> {
         match (who, kind) {
-            (Principal::Coordinator(from), StreamKind::Raft) => raft(from, frames, &self.events).await,
+            (Principal::Coordinator(from), StreamKind::Raft) => raft(from, addr, frames, &self.events).await,
             (Principal::Host(host), StreamKind::Beacon) => {
                 beacons::serve(host, frames, self.beacons.as_ref()).await
             }
@@ -152,6 +154,7 @@ fn report(who: Principal, outcome: Result<(), TransportError>) {
 
 async fn raft(
     from: CoordinatorId,
+    addr: SocketAddr,
     mut frames: FrameReceiver,
     events: &mpsc::Sender<Event>,
 ) -> Result<(), TransportError> {
@@ -163,7 +166,7 @@ async fn raft(
                     why: error.to_string(),
                 }
             })?;
-        if events.try_send(Event::Message { from, message }).is_err() {
+        if events.try_send(Event::Message { from, addr, message }).is_err() {
             tracing::debug!(%from, "dropped a raft message: the loop is behind");
         }
     }

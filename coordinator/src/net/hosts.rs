@@ -1,16 +1,19 @@
 //! Orders to hosts: one call in flight for each host and service; a newer order replaces one that waits.
+//! Every host is told who the coordinators are when it connects and when that changes.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 use understudy_common::id::{HostId, ServiceId};
-use understudy_common::wire::{Order, Request, Response};
-use understudy_transport::Link;
+use understudy_common::wire::{CoordinatorList, Order, Request, Response};
+use understudy_transport::{Link, TransportError};
 
 /// An agent that takes longer to acknowledge an order is asked again.
 const ORDER_PATIENCE: Duration = Duration::from_millis(1_000);
+/// The same for who the coordinators are.
+const COORDINATORS_PATIENCE: Duration = Duration::from_secs(5);
 
 #[derive(Debug)]
 pub(super) enum HostEvent {
@@ -43,6 +46,8 @@ struct Orders {
     /// holds up nothing: its host may be gone without a goodbye.
     busy: BTreeMap<(HostId, ServiceId), Busy>,
     calls: JoinSet<((HostId, ServiceId), u64)>,
+    /// Hosts being told who the coordinators are.
+    told: JoinSet<()>,
 }
 
 struct Busy {
@@ -50,14 +55,30 @@ struct Busy {
     next: Option<Order>,
 }
 
-pub(super) async fn run(mut events: mpsc::Receiver<HostEvent>) {
+pub(super) async fn run(
+    mut events: mpsc::Receiver<HostEvent>,
+    mut coordinators: watch::Receiver<CoordinatorList>,
+) {
     let mut orders = Orders::default();
     loop {
         tokio::select! {
             event = events.recv() => match event {
-                Some(event) => orders.handle(event),
+                Some(event) => {
+                    if let HostEvent::Joined { link, .. } = &event {
+                        orders.told.spawn(tell(link.clone(), coordinators.borrow().clone()));
+                    }
+                    orders.handle(event);
+                }
                 None => return,
             },
+            Ok(()) = coordinators.changed() => {
+                let list = coordinators.borrow_and_update().clone();
+                orders.told.abort_all();
+                for connected in orders.links.values() {
+                    orders.told.spawn(tell(connected.link.clone(), list.clone()));
+                }
+            }
+            Some(_) = orders.told.join_next() => {}
             Some(Ok((key, number))) = orders.calls.join_next() => orders.ended(key, number),
         }
     }
@@ -120,5 +141,16 @@ async fn call(link: &Link, host: HostId, order: Order) {
         }
         Ok(other) => tracing::warn!(%host, %service, ?other, "an order's answer makes no sense"),
         Err(error) => tracing::debug!(%host, %service, revision, %error, "order not delivered"),
+    }
+}
+
+/// Until the agent knows it or its link ends.
+async fn tell(link: Link, list: CoordinatorList) {
+    if list.members.is_empty() {
+        return;
+    }
+    let request = Request::Coordinators(list);
+    while let Err(TransportError::Timeout(_)) = link.call(&request, COORDINATORS_PATIENCE).await {
+        tracing::debug!(who = %link.principal(), "does not answer who it knows");
     }
 }

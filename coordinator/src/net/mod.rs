@@ -10,18 +10,20 @@ mod peers;
 mod rpc;
 
 use std::collections::BTreeMap;
+use std::net::SocketAddr;
 use std::sync::mpsc::SyncSender;
 
 use raft::eraftpb::Message;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 use understudy_common::beacon::Beacon;
 use understudy_common::id::{CoordinatorId, HostId};
-use understudy_common::wire::Order;
+use understudy_common::wire::{CoordinatorList, Order};
 use understudy_transport::Endpoint;
 
 use crate::config::Member;
 use crate::coordinator::Event;
+use crate::state::Coordinators;
 
 use hosts::HostEvent;
 
@@ -33,14 +35,27 @@ const HOST_QUEUE_MAX: usize = 4_096;
 /// Where the loop's outputs go.
 #[derive(Debug)]
 pub struct Outbox {
-    peers: BTreeMap<CoordinatorId, mpsc::Sender<Message>>,
+    me: CoordinatorId,
+    endpoint: Endpoint,
+    events: mpsc::Sender<Event>,
+    peers: BTreeMap<CoordinatorId, Peer>,
     hosts: mpsc::Sender<HostEvent>,
+    /// Who the coordinators are, for the agents.
+    coordinators: watch::Sender<CoordinatorList>,
+    tasks: JoinSet<()>,
+}
+
+#[derive(Debug)]
+struct Peer {
+    addr: SocketAddr,
+    /// Its task ends when this is dropped and what waits is sent.
+    queue: mpsc::Sender<Message>,
 }
 
 impl Outbox {
     pub(crate) fn send(&self, to: CoordinatorId, message: Message) {
         let Some(peer) = self.peers.get(&to) else { return };
-        if peer.try_send(message).is_err() {
+        if peer.queue.try_send(message).is_err() {
             tracing::debug!(%to, "dropped a raft message: its queue is full");
         }
     }
@@ -57,30 +72,65 @@ impl Outbox {
             tracing::debug!(%host, "dropped an order: the queue is full; it is sent again");
         }
     }
+
+    /// Talks to the members of the state, and to no others but those that are not known to it yet.
+    pub(crate) fn follow(&mut self, known: &Coordinators) {
+        while self.tasks.try_join_next().is_some() {}
+        self.peers.retain(|id, _| known.listens_to(*id));
+        let members: Vec<_> = known
+            .members
+            .iter()
+            .filter_map(|(id, member)| Some((*id, member.addr?)))
+            .collect();
+        for (id, addr) in &members {
+            if self.peers.get(id).is_none_or(|peer| peer.addr != *addr) {
+                self.peers.remove(id);
+                self.meet(*id, *addr);
+            }
+        }
+        self.coordinators.send_replace(CoordinatorList {
+            revision: known.revision,
+            members,
+        });
+    }
+
+    /// Another coordinator is at `addr`, as far as is known: what the state says later counts.
+    pub(crate) fn meet(&mut self, id: CoordinatorId, addr: SocketAddr) {
+        if id == self.me || self.peers.contains_key(&id) {
+            return;
+        }
+        let (queue, messages) = mpsc::channel(PEER_QUEUE_MAX);
+        self.peers.insert(id, Peer { addr, queue });
+        let (endpoint, events) = (self.endpoint.clone(), self.events.clone());
+        self.tasks
+            .spawn(peers::run(endpoint, Member { id, addr }, messages, events));
+    }
 }
 
-/// Starts everything that talks; it ends when `tasks` is dropped.
+/// Starts everything that talks; it ends when `tasks` and the outbox are dropped.
 pub fn start(
     endpoint: &Endpoint,
     me: CoordinatorId,
-    members: &[Member],
     events: &mpsc::Sender<Event>,
     beacons: Option<SyncSender<Beacon>>,
     tasks: &mut JoinSet<()>,
 ) -> Outbox {
     let (hosts, host_events) = mpsc::channel(HOST_QUEUE_MAX);
-    tasks.spawn(hosts::run(host_events));
+    let coordinators = watch::Sender::default();
+    tasks.spawn(hosts::run(host_events, coordinators.subscribe()));
     tasks.spawn(accept::run(
         endpoint.clone(),
         events.clone(),
         hosts.clone(),
         beacons,
     ));
-    let mut peers = BTreeMap::new();
-    for member in members.iter().filter(|member| member.id != me) {
-        let (queue, messages) = mpsc::channel(PEER_QUEUE_MAX);
-        peers.insert(member.id, queue);
-        tasks.spawn(peers::run(endpoint.clone(), *member, messages, events.clone()));
+    Outbox {
+        me,
+        endpoint: endpoint.clone(),
+        events: events.clone(),
+        peers: BTreeMap::new(),
+        hosts,
+        coordinators,
+        tasks: JoinSet::new(),
     }
-    Outbox { peers, hosts }
 }

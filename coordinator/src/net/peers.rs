@@ -48,6 +48,9 @@ pub(super) async fn run(
                     tracing::warn!(peer = %peer.id, addr = %peer.addr, error, "cannot connect; trying again");
                 }
                 last_error = Some(error);
+                if messages.is_closed() {
+                    return;
+                }
             }
         }
         tokio::time::sleep(backoff.mul_f64(jitter())).await;

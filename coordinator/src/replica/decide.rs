@@ -8,6 +8,7 @@ use understudy_common::id::HostId;
 use understudy_common::units::{BasisPoints, BootTime};
 use understudy_common::wire::{Order, Refusal, Response};
 
+use super::announce;
 use super::holds::Holds;
 use super::requests::{Answer, Waiter};
 use super::{Leading, ORDER_EVERY, Output, PROPOSALS_MAX, Replica, TICK};
@@ -62,7 +63,8 @@ impl Replica {
             }
         }
         if !changed.is_empty() {
-            self.propose(Change::Risks(changed), "");
+            // What finds no room now is news at the next tick again.
+            let _ = self.propose(Change::Risks(changed), "");
         }
         self.drive(now);
         self.decide(now);
@@ -148,7 +150,7 @@ impl Replica {
             // Counts anew, so that the change is proposed once.
             leading.seen.entry(*host).or_default().calm = 0;
         }
-        let Some(index) = self.propose(change, why) else {
+        let Ok(index) = self.propose(change, why) else {
             return false;
         };
         if let Some((service, epoch)) = grant {
@@ -161,15 +163,29 @@ impl Replica {
         true
     }
 
-    /// Appends a command to the leader's log; its index, or none when that is not possible now.
-    pub(super) fn propose(&mut self, change: Change, why: &str) -> Option<u64> {
+    /// Appends a command to the leader's log; its index.
+    ///
+    /// # Errors
+    /// `Busy` when there is no room now; otherwise which members cannot apply it.
+    pub(super) fn propose(&mut self, change: Change, why: &str) -> Result<u64, Refusal> {
+        self.check_room()?;
+        self.check_version(&change)?;
+        let context = announce::context(&change);
+        let command = Command::new(self.wall_ms, change).because(why);
+        // raft takes nothing in while the leadership is being given away.
+        self.node
+            .propose(context, command.encode())
+            .map_err(|_| Refusal::Busy("elections".to_owned()))?;
+        Ok(self.node.raft.raft_log.last_index())
+    }
+
+    /// Whether one more entry can be proposed.
+    pub(super) fn check_room(&self) -> Result<(), Refusal> {
         let last = self.node.raft.raft_log.last_index();
         if !self.is_leader() || last.saturating_sub(self.state.index) >= PROPOSALS_MAX {
-            return None;
+            return Err(Refusal::Busy("proposals".to_owned()));
         }
-        let command = Command::new(self.wall_ms, change).because(why);
-        self.node.propose(Vec::new(), command.encode()).ok()?;
-        Some(self.node.raft.raft_log.last_index())
+        Ok(())
     }
 
     /// An entry was applied: whoever waits for it is told.

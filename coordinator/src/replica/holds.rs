@@ -71,7 +71,7 @@ impl Replica {
     }
 
     fn tell_hold(&mut self, hold: Hold, on: bool, why: &str) {
-        if let Some(index) = self.propose(Change::Held { hold, on }, why)
+        if let Ok(index) = self.propose(Change::Held { hold, on }, why)
             && let Some(leading) = &mut self.leading
         {
             leading.holds.proposed.insert(hold, index);

@@ -19,7 +19,7 @@ pub(super) struct Mirror {
 }
 
 impl Mirror {
-    pub(super) fn restore(durable: Durable, members: ConfState) -> Result<Self, ReplicaError> {
+    pub(super) fn restore(durable: Durable) -> Result<Self, ReplicaError> {
         let corrupt = |why: String| Err(ReplicaError::Corrupt { why });
         let snapshot = durable.snapshot.unwrap_or_default();
         let meta = snapshot.get_metadata();
@@ -50,11 +50,7 @@ impl Mirror {
                 hard_state.commit
             ));
         }
-        let members = if snap_index == 0 {
-            members
-        } else {
-            snapshot.get_metadata().get_conf_state().clone()
-        };
+        let members = snapshot.get_metadata().get_conf_state().clone();
         Ok(Self {
             members,
             hard_state,
@@ -70,6 +66,11 @@ impl Mirror {
 
     pub(super) fn snapshot_index(&self) -> u64 {
         self.snapshot.get_metadata().index
+    }
+
+    /// The members as of the last entry applied.
+    pub(super) fn set_members(&mut self, members: ConfState) {
+        self.members = members;
     }
 
     pub(super) fn set_hard_state(&mut self, hard_state: HardState) {
@@ -159,9 +160,14 @@ impl Storage for Mirror {
         Ok(self.last())
     }
 
-    fn snapshot(&self, request_index: u64, _to: u64) -> raft::Result<Snapshot> {
+    fn snapshot(&self, request_index: u64, to: u64) -> raft::Result<Snapshot> {
         let index = self.snapshot_index();
-        if index == 0 || index < request_index {
+        let members = self.snapshot.get_metadata().get_conf_state();
+        let named = [&members.voters, &members.voters_outgoing, &members.learners]
+            .into_iter()
+            .any(|ids| ids.contains(&to));
+        // A replica does not take a snapshot in that does not name it.
+        if index == 0 || index < request_index || !named {
             return Err(StorageError::SnapshotTemporarilyUnavailable.into());
         }
         Ok(self.snapshot.clone())

@@ -8,21 +8,26 @@
 //! Invariants: reads no clock and does no I/O. Nothing that depends on a [`Persist`] is among the
 //! outputs before [`Replica::handle_persisted`]. A renewal is answered only after a read-index
 //! round that began after it arrived. Every request gets exactly one reply. A host speaks only for
-//! itself. Only the leader answers.
+//! itself. Only the leader answers. A replica that is [`Replica::halted`] does nothing any more.
 
+mod announce;
+mod bootstrap;
 mod decide;
 mod holds;
 mod log;
+mod membership;
 mod mirror;
 mod operate;
 mod persist;
 mod requests;
 mod status;
+mod transfer;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::net::SocketAddr;
 use std::time::Duration;
 
-use raft::eraftpb::{ConfState, MessageType};
+use raft::eraftpb::MessageType;
 use raft::{Config, RawNode, ReadOnlyOption, StateRole};
 use understudy_common::id::{CoordinatorId, HostId, ServiceId};
 use understudy_common::lease::LeaseTimes;
@@ -31,12 +36,14 @@ use understudy_common::wire::{Order, Response};
 
 use crate::lease::{LeaseTable, Rounds};
 use crate::plan::Seen;
-use crate::state::State;
+use crate::state::{COMMAND_VERSION, State};
 use holds::Holds;
 use mirror::Mirror;
 use persist::Flight;
 pub use raft::eraftpb::{Entry, HardState, Message, Snapshot};
 use requests::Waiter;
+pub use transfer::TRANSFER_MAX;
+use transfer::Transfer;
 
 /// raft's tick.
 pub const TICK: Duration = Duration::from_millis(50);
@@ -64,8 +71,14 @@ const APPENDS_MAX: usize = 64;
 #[derive(Clone, Debug)]
 pub struct Settings {
     pub id: CoordinatorId,
-    /// All voters, this one among them.
+    /// The voters of a cluster that begins, this one among them. Once there is a state, it says who they are.
     pub members: BTreeSet<CoordinatorId>,
+    /// Where those listen.
+    pub addrs: BTreeMap<CoordinatorId, SocketAddr>,
+    /// This one joins a cluster that runs: it begins with nothing and waits for the leader's snapshot.
+    pub joins: bool,
+    /// The newest command version that this program applies. Only tests pretend to be older.
+    pub command_version: u32,
     pub lease: LeaseTimes,
     /// Risk from which a host counts as failing. Without one nothing is moved by prediction.
     pub threshold: Option<BasisPoints>,
@@ -80,6 +93,9 @@ impl Settings {
         Self {
             id,
             members,
+            addrs: BTreeMap::new(),
+            joins: false,
+            command_version: COMMAND_VERSION,
             lease: LeaseTimes::DEFAULT,
             threshold: None,
             snapshot_every: SNAPSHOT_EVERY,
@@ -137,11 +153,15 @@ pub enum ReplicaError {
         members: Vec<CoordinatorId>,
     },
     #[error(
-        "the stored raft log cannot be used: {why}; remove this coordinator's data directory and let it catch up from the others"
+        "the stored raft log cannot be used: {why}; remove this coordinator from the cluster and add it again under a new number (`understudy coordinators`)"
     )]
     Corrupt { why: String },
     #[error("raft refused to start: {0}")]
     Raft(#[from] raft::Error),
+    #[error(
+        "entry {index} of the log needs command version {needs}, and this program applies versions up to {knows}: start the newer program again"
+    )]
+    TooOld { index: u64, needs: u32, knows: u32 },
 }
 
 pub struct Replica {
@@ -159,6 +179,13 @@ pub struct Replica {
     leading: Option<Leading>,
     leases: LeaseTable,
     rounds: Rounds<RequestId>,
+    transfer: Option<Transfer>,
+    /// The tick from which this replica may say again which commands it applies.
+    announce_at: u64,
+    /// The members changed: a snapshot that knows of it is to be made.
+    snapshot_due: bool,
+    /// Why this replica does nothing any more.
+    halted: Option<ReplicaError>,
 }
 
 /// What only a leader has; gone with the leadership.
@@ -187,22 +214,22 @@ impl Replica {
     /// # Errors
     /// [`ReplicaError`] when the settings or what the disk gave back cannot be used.
     pub fn new(settings: Settings, durable: Durable, now: BootTime, seed: u64) -> Result<Self, ReplicaError> {
-        if !settings.members.contains(&settings.id) {
+        if !settings.joins && !settings.members.contains(&settings.id) {
             return Err(ReplicaError::NotAMember {
                 id: settings.id,
                 members: settings.members.iter().copied().collect(),
             });
         }
+        let (durable, first) = bootstrap::begin(&settings, durable)?;
         let state = match &durable.snapshot {
-            Some(snapshot) if snapshot.get_metadata().index > 0 => State::from_snapshot(snapshot.get_data())
-                .map_err(|error| ReplicaError::Corrupt {
+            Some(snapshot) => {
+                State::from_snapshot(snapshot.get_data()).map_err(|error| ReplicaError::Corrupt {
                     why: error.to_string(),
-                })?,
-            _ => State::default(),
+                })?
+            }
+            None => State::default(),
         };
-        let mut members = ConfState::default();
-        members.set_voters(settings.members.iter().map(|id| id.0).collect());
-        let mirror = Mirror::restore(durable, members)?;
+        let mirror = Mirror::restore(durable)?;
         let config = Config {
             id: settings.id.0,
             election_tick: ELECTION_TICKS,
@@ -227,9 +254,13 @@ impl Replica {
             ticked_at: now,
             wall_ms: 0,
             outputs: VecDeque::new(),
-            flight: None,
+            flight: first.map(Flight::first),
             leading: None,
             rounds: Rounds::default(),
+            transfer: None,
+            announce_at: 0,
+            snapshot_due: false,
+            halted: None,
             settings,
         };
         replica.draw_election_timeout();
@@ -263,36 +294,58 @@ impl Replica {
         if due > 0 {
             self.count_calm(now);
             self.expire_renewals(now);
+            self.announce();
+            self.follow_members();
             self.decide(now);
         }
         self.start_round(now);
         self.drive(now);
     }
 
-    /// A raft message from another coordinator. Messages that lie about their sender are dropped.
+    /// A raft message from another coordinator. Messages that lie about their sender, and those of a
+    /// coordinator that was removed, are dropped.
     pub fn handle_message(&mut self, now: BootTime, from: CoordinatorId, message: Message) {
-        let expected = message.from == from.0
-            && message.to == self.settings.id.0
-            && from != self.settings.id
-            && self.settings.members.contains(&from)
-            && !matches!(
-                message.get_msg_type(),
-                MessageType::MsgPropose
-                    | MessageType::MsgReadIndex
-                    | MessageType::MsgReadIndexResp
-                    | MessageType::MsgTransferLeader
-                    | MessageType::MsgTimeoutNow
-            );
-        let readable = message.get_msg_type() != MessageType::MsgSnapshot
-            || State::from_snapshot(message.get_snapshot().get_data()).is_ok();
-        if !expected || !readable {
-            tracing::warn!(%from, kind = ?message.get_msg_type(), "dropped a raft message that makes no sense here");
+        if !self.listens_to(from) {
+            tracing::debug!(%from, "dropped a message of a coordinator that was removed");
+            return;
+        }
+        let kind = message.get_msg_type();
+        let honest = message.from == from.0 && message.to == self.settings.id.0 && from != self.settings.id;
+        let expected = match kind {
+            MessageType::MsgPropose if honest => {
+                self.announced(from, &message);
+                self.drive(now);
+                return;
+            }
+            // Only the leader gives the leadership away.
+            MessageType::MsgTimeoutNow => honest && self.leader() == Some(from),
+            MessageType::MsgPropose
+            | MessageType::MsgReadIndex
+            | MessageType::MsgReadIndexResp
+            | MessageType::MsgTransferLeader => false,
+            MessageType::MsgSnapshot => {
+                honest && State::from_snapshot(message.get_snapshot().get_data()).is_ok()
+            }
+            _ => honest,
+        };
+        if !expected {
+            tracing::warn!(%from, ?kind, "dropped a raft message that makes no sense here");
             return;
         }
         // Refusals are about messages of the past; raft has told what there is to tell.
         let _ = self.node.step(message);
         self.draw_election_timeout();
         self.drive(now);
+    }
+
+    /// Whether messages of this coordinator are taken in: it was not removed.
+    pub fn listens_to(&self, id: CoordinatorId) -> bool {
+        self.state.coordinators.listens_to(id)
+    }
+
+    /// Why this replica stopped for good, if it did.
+    pub const fn halted(&self) -> Option<&ReplicaError> {
+        self.halted.as_ref()
     }
 
     /// The link to a host closed: evidence that it is dead, not proof.

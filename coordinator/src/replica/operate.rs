@@ -8,7 +8,7 @@ use understudy_common::wire::{Fate, Operate, Refusal, Response, Supposition};
 use super::requests::Answer;
 use super::{Replica, RequestId};
 use crate::plan::{self, PlanDocument, Supposed};
-use crate::state::{Change, MoveReason};
+use crate::state::{Change, MembershipChange, MoveReason};
 
 /// Events in one answer.
 const EVENTS_ANSWER_MAX: usize = 256;
@@ -46,6 +46,32 @@ impl Replica {
                     Err(refusal) => Response::Refused(refusal),
                 };
                 self.reply(id, response);
+                return;
+            }
+            Operate::Note { text } => {
+                self.propose_for(id, Answer::Done, Change::Note { text }, "");
+                return;
+            }
+            Operate::AddCoordinator {
+                id: coordinator,
+                addr,
+            } => {
+                self.ask_members(
+                    now,
+                    id,
+                    MembershipChange::Add {
+                        id: coordinator,
+                        addr,
+                    },
+                );
+                return;
+            }
+            Operate::RemoveCoordinator { id: coordinator } => {
+                self.ask_members(now, id, MembershipChange::Remove { id: coordinator });
+                return;
+            }
+            Operate::TransferLeadership { to } => {
+                self.ask_transfer(now, id, to);
                 return;
             }
         };

@@ -19,6 +19,17 @@ pub(super) struct Flight {
     persist: Option<Persist>,
 }
 
+impl Flight {
+    /// What has to be durable before raft does anything.
+    pub(super) const fn first(persist: Persist) -> Self {
+        Self {
+            number: 0,
+            messages: Vec::new(),
+            persist: Some(persist),
+        }
+    }
+}
+
 impl Replica {
     /// The next thing to make durable. Nothing more comes before [`Self::handle_persisted`].
     pub fn poll_persist(&mut self) -> Option<Persist> {
@@ -37,10 +48,11 @@ impl Replica {
 
     /// Lets raft go as far as it can without the disk, and follows what came of it.
     pub(super) fn drive(&mut self, now: BootTime) {
-        while self.flight.is_none() && self.node.has_ready() {
+        while self.flight.is_none() && self.halted.is_none() && self.node.has_ready() {
             self.turn(now);
         }
         self.follow_leadership(now);
+        self.follow_transfer(now);
         self.answer_confirmed(now);
         self.send_orders(now);
     }
@@ -101,12 +113,14 @@ impl Replica {
     fn apply(&mut self, now: BootTime, committed: &[Entry]) {
         let Some(last) = committed.last() else { return };
         for entry in committed {
-            if entry.get_entry_type() != EntryType::EntryNormal {
-                // Membership is fixed: nobody proposes a change of it.
-                self.state.index = entry.index;
-                continue;
-            }
-            let outcome = self.state.apply(entry.index, &entry.data);
+            let outcome = if entry.get_entry_type() == EntryType::EntryNormal {
+                if !self.knows(entry) {
+                    return;
+                }
+                self.state.apply(entry.index, &entry.data)
+            } else {
+                self.apply_members(entry)
+            };
             self.settle(entry, &outcome);
         }
         self.node.advance_apply_to(last.index);
@@ -123,9 +137,11 @@ impl Replica {
     fn compact(&mut self, persist: &mut Persist) {
         let index = self.state.index;
         let done = self.node.store().snapshot_index();
-        if persist.snapshot.is_some() || index < done + self.settings.snapshot_every {
+        let due = index >= done + self.settings.snapshot_every || (self.snapshot_due && index > done);
+        if persist.snapshot.is_some() || !due || self.halted.is_some() {
             return;
         }
+        self.snapshot_due = false;
         let Ok(term) = self.node.raft.raft_log.term(index) else {
             return;
         };

@@ -49,8 +49,8 @@ impl Replica {
             Request::Renew(renew) => self.renewal(now, id, renew),
             Request::Report(report) => self.report(now, id, report),
             Request::Operate(operate) => self.operate(now, id, operate),
-            Request::Order(_) => {
-                let why = "orders go from coordinators to hosts".to_owned();
+            Request::Order(_) | Request::Coordinators(_) => {
+                let why = "this goes from coordinators to hosts".to_owned();
                 self.reply(id, Response::Refused(Refusal::Invalid(why)));
             }
         }
@@ -84,16 +84,24 @@ impl Replica {
     /// Proposes on behalf of a request; the reply follows when the entry is applied.
     pub(super) fn propose_for(&mut self, id: RequestId, answer: Answer, change: Change, why: &str) {
         let service = change.service();
-        let Some(index) = self.propose(change, why) else {
-            self.reply(id, Response::Refused(Refusal::Busy("proposals".to_owned())));
-            return;
+        let index = match self.propose(change, why) {
+            Ok(index) => index,
+            Err(refusal) => {
+                self.reply(id, Response::Refused(refusal));
+                return;
+            }
         };
+        self.wait_for(index, id, answer);
+        if let (Some(service), Some(leading)) = (service, &mut self.leading) {
+            leading.proposed.insert(service, index);
+        }
+    }
+
+    /// The reply follows when the entry is applied.
+    pub(super) fn wait_for(&mut self, index: u64, id: RequestId, answer: Answer) {
         let term = self.term();
         if let Some(leading) = &mut self.leading {
             leading.waiters.insert(index, Waiter { term, id, answer });
-            if let Some(service) = service {
-                leading.proposed.insert(service, index);
-            }
         }
     }
 
@@ -225,7 +233,7 @@ fn permitted(from: Principal, request: &Request) -> Result<(), Refusal> {
         Request::Renew(renew) => Principal::Host(renew.host),
         Request::Report(report) => Principal::Host(report.host),
         Request::Operate(_) => Principal::Operator,
-        Request::Order(_) => return Ok(()),
+        Request::Order(_) | Request::Coordinators(_) => return Ok(()),
     };
     if subject == from {
         return Ok(());

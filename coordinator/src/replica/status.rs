@@ -7,7 +7,7 @@ use understudy_common::wire::ServiceReport;
 
 use super::{Leading, Replica};
 use crate::plan::ALIVE;
-use crate::state::{Host, Service};
+use crate::state::{Coordinator, Host, Service, Standing};
 
 impl Replica {
     /// What this replica knows, as JSON.
@@ -15,7 +15,7 @@ impl Replica {
         json!({
             "leader": self.leader(),
             "paused": self.state.paused,
-            "coordinators": self.settings.members.iter().map(|id| self.coordinator(*id)).collect::<Vec<_>>(),
+            "coordinators": self.coordinators(),
             "hosts": self.state.hosts.iter().map(|(id, host)| self.host(now, *id, host)).collect::<Vec<_>>(),
             "services": self
                 .state
@@ -26,10 +26,26 @@ impl Replica {
         })
     }
 
-    fn coordinator(&self, id: CoordinatorId) -> Value {
+    fn coordinators(&self) -> Vec<Value> {
+        let me = self.settings.id;
+        let members = &self.state.coordinators.members;
+        let mut rows: Vec<_> = members
+            .iter()
+            .map(|(id, member)| self.coordinator(*id, member))
+            .collect();
+        if !members.contains_key(&me) {
+            let role = if self.is_member() { "joining" } else { "removed" };
+            rows.push(json!({ "id": me, "role": role, "term": self.term(), "applied": self.applied() }));
+        }
+        rows
+    }
+
+    fn coordinator(&self, id: CoordinatorId, member: &Coordinator) -> Value {
         let me = id == self.settings.id;
         let role = if self.leader() == Some(id) {
             "leader"
+        } else if member.standing == Standing::Learner {
+            "learner"
         } else if me || self.is_leader() {
             "follower"
         } else {
@@ -50,11 +66,15 @@ impl Replica {
         let reachable = me || progress.is_some_and(|progress| progress.recent_active);
         json!({
             "id": id,
+            "addr": member.addr,
             "role": role,
+            "standing": member.standing,
             "term": self.term(),
             "applied": applied,
             "commits": commits,
             "reachable": reachable,
+            "command_version": member.version,
+            "software": member.software,
         })
     }
 

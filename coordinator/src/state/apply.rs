@@ -2,13 +2,13 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use understudy_common::id::{Epoch, GenerationId, HostId, ServiceId};
+use understudy_common::id::{CoordinatorId, Epoch, GenerationId, HostId, ServiceId};
 use understudy_common::spec::{Ack, ServiceSpec};
-use understudy_common::wire::FinalCut;
+use understudy_common::wire::{FinalCut, NOTE_BYTES_MAX};
 
 use super::{
     Change, Command, EventKind, GrantReason, HOSTS_MAX, Holder, Host, MoveReason, Phase, SERVICES_MAX,
-    Service, State, Step, WHY_BYTES_MAX,
+    SOFTWARE_BYTES_MAX, Service, State, Step, WHY_BYTES_MAX,
 };
 
 /// What became of an entry.
@@ -96,6 +96,12 @@ impl State {
             Change::Pause { on } => step.pause(on),
             Change::Condemned { service, epoch } => step.condemned(service, epoch),
             Change::Held { hold, on } => step.held(hold, on),
+            Change::Note { text } => step.note(text),
+            Change::Announce {
+                coordinator,
+                version,
+                software,
+            } => step.announce(coordinator, version, software),
         }
     }
 }
@@ -534,6 +540,40 @@ impl Applying<'_> {
             };
             self.event(kind, None, None, text.to_owned());
         }
+        Ok(())
+    }
+
+    fn announce(&mut self, id: CoordinatorId, version: u32, software: String) -> Checked {
+        if software.len() > SOFTWARE_BYTES_MAX {
+            return Err(format!(
+                "the name of a version has at most {SOFTWARE_BYTES_MAX} bytes"
+            ));
+        }
+        let Some(member) = self.state.coordinators.members.get_mut(&id) else {
+            return Err(format!("{id} is no member"));
+        };
+        if member.version == Some(version) && member.software == software {
+            return Ok(());
+        }
+        member.version = Some(version);
+        let text = format!("{id} runs {software} and applies commands up to version {version}");
+        member.software = software;
+        self.event(EventKind::CoordinatorAnnounced, None, None, text);
+        Ok(())
+    }
+
+    fn note(&mut self, text: String) -> Checked {
+        if text.is_empty() || text.len() > NOTE_BYTES_MAX {
+            return Err(format!(
+                "a note has 1 to {NOTE_BYTES_MAX} bytes, not {}",
+                text.len()
+            ));
+        }
+        // It is printed on people's terminals.
+        if text.chars().any(char::is_control) {
+            return Err("a note is one line without control characters".to_owned());
+        }
+        self.event(EventKind::Noted, None, None, text);
         Ok(())
     }
 }

@@ -2,7 +2,7 @@
 
 use std::net::SocketAddr;
 
-use understudy_common::id::{Epoch, GenerationId, HostId, ServiceId};
+use understudy_common::id::{CoordinatorId, Epoch, GenerationId, HostId, ServiceId};
 use understudy_common::spec::ServiceSpec;
 use understudy_common::units::BasisPoints;
 use understudy_common::wire::{self, DecodeError, FinalCut, Inventory};
@@ -11,6 +11,12 @@ use super::Hold;
 
 /// Bytes of a reason that are kept.
 pub const WHY_BYTES_MAX: usize = 1_024;
+/// The newest command version that this program can apply.
+///
+/// A command travels with the version that it needs. A leader proposes none that a member cannot
+/// apply, and a replica that meets one stops rather than pass it over. A new [`Change`] needs the
+/// next version; one that changes what it does is a new one.
+pub const COMMAND_VERSION: u32 = 1;
 
 /// One entry of the log. Its bytes are an rkyv archive in raft's `Entry.data`.
 #[derive(Clone, Debug, PartialEq, Eq, rkyv::Archive, rkyv::Serialize, rkyv::Deserialize)]
@@ -99,6 +105,17 @@ pub enum Change {
         hold: Hold,
         on: bool,
     },
+    /// An operator's remark.
+    Note {
+        text: String,
+    },
+    /// A coordinator says which commands it can apply.
+    Announce {
+        coordinator: CoordinatorId,
+        version: u32,
+        /// The version of its program.
+        software: String,
+    },
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, rkyv::Archive, rkyv::Serialize, rkyv::Deserialize)]
@@ -145,6 +162,30 @@ impl Command {
 }
 
 impl Change {
+    /// The command version that a replica needs to apply it.
+    pub const fn version(&self) -> u32 {
+        match self {
+            // How versions are told is known to all of them.
+            Self::Announce { .. } => 0,
+            Self::RegisterHost { .. }
+            | Self::ApplyService(_)
+            | Self::Grant { .. }
+            | Self::BeginHandover { .. }
+            | Self::HolderFenced { .. }
+            | Self::FinalCut { .. }
+            | Self::Served { .. }
+            | Self::AddShadow { .. }
+            | Self::ShadowReady { .. }
+            | Self::ShadowUnready { .. }
+            | Self::Risks(_)
+            | Self::SafeMode { .. }
+            | Self::Pause { .. }
+            | Self::Condemned { .. }
+            | Self::Held { .. }
+            | Self::Note { .. } => 1,
+        }
+    }
+
     /// The service that it is about, if it is about one.
     pub const fn service(&self) -> Option<ServiceId> {
         match self {
@@ -163,7 +204,9 @@ impl Change {
             | Self::SafeMode { .. }
             | Self::Pause { .. }
             // A remark: it holds up no decision about the service.
-            | Self::Held { .. } => None,
+            | Self::Held { .. }
+            | Self::Note { .. }
+            | Self::Announce { .. } => None,
         }
     }
 }

@@ -48,6 +48,11 @@ pub enum EventKind {
     Resumed,
     Condemned,
     HeldBack,
+    Noted,
+    CoordinatorAdded,
+    CoordinatorPromoted,
+    CoordinatorRemoved,
+    CoordinatorAnnounced,
 }
 
 impl Events {

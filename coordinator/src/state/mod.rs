@@ -7,6 +7,7 @@
 
 mod apply;
 mod command;
+mod coordinators;
 mod events;
 mod hold;
 mod orders;
@@ -23,7 +24,10 @@ use understudy_common::units::BasisPoints;
 use understudy_common::wire::{FinalCut, Inventory};
 
 pub use apply::Outcome;
-pub use command::{Change, Command, GrantReason, MoveReason, WHY_BYTES_MAX};
+pub use command::{COMMAND_VERSION, Change, Command, GrantReason, MoveReason, WHY_BYTES_MAX};
+pub use coordinators::{
+    Coordinator, Coordinators, Membership, MembershipChange, SOFTWARE_BYTES_MAX, Standing, VOTERS_MAX,
+};
 pub use events::{EVENTS_MAX, Event, EventKind, Events};
 pub use hold::{Cause, Hold};
 pub use orders::orders_for;
@@ -51,6 +55,7 @@ pub struct State {
     pub refused: u64,
     /// What is held back now and was told as an event.
     pub held: BTreeSet<Hold>,
+    pub coordinators: Coordinators,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, rkyv::Archive, rkyv::Serialize, rkyv::Deserialize)]

@@ -1,18 +1,43 @@
-//! Snapshots: the whole state as one rkyv archive, read with checked access.
+//! Snapshots: a version, then the whole state as one rkyv archive, read with checked access.
 
 use understudy_common::wire::{self, DecodeError};
 
 use super::State;
 
+/// The layout of snapshots. It rises when [`State`] or anything in it changes; the reader of the one
+/// before stays until no cluster can hold such a snapshot any more.
+const SNAPSHOT_VERSION: u32 = 1;
+const MAGIC: &[u8; 12] = b"understudy-s";
+const HEADER: usize = MAGIC.len() + size_of::<u32>();
+
 impl State {
     pub fn to_snapshot(&self) -> Vec<u8> {
-        wire::encode(self).into_vec()
+        let archive = wire::encode(self);
+        let mut bytes = Vec::with_capacity(HEADER + archive.len());
+        bytes.extend_from_slice(MAGIC);
+        bytes.extend_from_slice(&SNAPSHOT_VERSION.to_le_bytes());
+        bytes.extend_from_slice(&archive);
+        bytes
     }
 
     /// # Errors
-    /// [`DecodeError`] when the bytes are no snapshot of this version.
+    /// [`DecodeError`] when the bytes are no snapshot that this version reads.
     pub fn from_snapshot(bytes: &[u8]) -> Result<Self, DecodeError> {
-        wire::decode(bytes)
+        let refuse = |why: String| DecodeError {
+            expected: "snapshot",
+            why,
+        };
+        let version = bytes
+            .strip_prefix(MAGIC)
+            .and_then(|rest| rest.first_chunk())
+            .map(|version| u32::from_le_bytes(*version))
+            .ok_or_else(|| refuse("it does not begin like one".to_owned()))?;
+        if version != SNAPSHOT_VERSION {
+            return Err(refuse(format!(
+                "it has version {version}, and this program reads version {SNAPSHOT_VERSION}"
+            )));
+        }
+        wire::decode(&bytes[HEADER..])
     }
 
     /// Equal for replicas that are equal: FNV-1a over the archive.

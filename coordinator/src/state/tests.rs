@@ -87,6 +87,33 @@ fn only_the_next_epoch_is_granted() {
 }
 
 #[test]
+fn a_note_is_one_line_of_at_most_256_bytes() {
+    let mut state = State::default();
+    let longest = "ä".repeat(128);
+    for (text, fits) in [("disk of db2 replaced", true), (&longest, true), ("", false)] {
+        let outcome = apply(
+            &mut state,
+            Change::Note {
+                text: text.to_owned(),
+            },
+        );
+        assert_eq!(outcome == Outcome::Applied, fits, "{text}");
+    }
+    for text in [
+        format!("{longest}."),
+        "two\nlines".to_owned(),
+        "\u{1b}[2J".to_owned(),
+    ] {
+        assert!(matches!(
+            apply(&mut state, Change::Note { text }),
+            Outcome::Refused(_)
+        ));
+    }
+    let texts: Vec<_> = state.events.after(0).map(|event| event.text.as_str()).collect();
+    assert_eq!(texts, ["disk of db2 replaced", &longest]);
+}
+
+#[test]
 fn no_host_outside_the_promotable_set_is_promoted() {
     let mut state = served();
     let outcome = apply(&mut state, grant(2, 3, GrantReason::LeaseEnded));
@@ -196,6 +223,21 @@ fn a_predicted_move_is_refused_while_paused_and_within_its_window_and_an_ordered
         moved.services.get_mut(&KV).expect("the service").predicted_at_ms = last;
         let outcome = apply(&mut moved, predicted.clone());
         assert_eq!(outcome == Outcome::Applied, allowed, "{last:?}: {outcome:?}");
+    }
+}
+
+#[test]
+fn a_snapshot_of_another_version_is_refused_in_plain_words() {
+    let mut bytes = served().to_snapshot();
+    bytes[12] += 1;
+    let error = State::from_snapshot(&bytes).unwrap_err().to_string();
+    assert!(
+        error.contains("it has version 2, and this program reads version 1"),
+        "{error}"
+    );
+    for bytes in [&bytes[..14], b"", &[7; 64]] {
+        let error = State::from_snapshot(bytes).unwrap_err().to_string();
+        assert!(error.contains("does not begin like one"), "{error}");
     }
 }
 
