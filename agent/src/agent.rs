@@ -18,7 +18,7 @@ use understudy_common::id::{Epoch, ServiceId};
 use understudy_common::lease::LeaseTimes;
 use understudy_common::spec::ServiceSpec;
 use understudy_common::units::BootTime;
-use understudy_common::wire::{Hello, HostReport, Order, Refusal, Renew};
+use understudy_common::wire::{Evidence, Hello, HostReport, Order, Refusal, Renew};
 use understudy_transport::{Endpoint, TransportError};
 
 use crate::clock::boot_time;
@@ -26,6 +26,7 @@ use crate::config::AgentConfig;
 use crate::gate::{Gate as _, GateError, Guard, KernelGate};
 use crate::lease::{LeaseClient, SERVICES_MAX};
 use crate::net::{self, Asked, LISTS_MAX, RENEWALS_MAX, Said};
+use crate::observe::{Target, observe};
 use crate::service::{Action, Driver, DriverSettings, Event, Machine, Registry};
 use crate::sync;
 use crate::telemetry::{SAMPLE_INTERVAL_MS, Telemetry, TelemetryError};
@@ -80,6 +81,7 @@ pub async fn run(config: AgentConfig) -> Result<(), AgentError> {
         addr: config.listen,
         version: env!("CARGO_PKG_VERSION").to_owned(),
         inventory: telemetry.inventory(),
+        domain: config.domain.clone(),
     };
     tracing::info!(host = %config.host, name = config.name, boot = format!("{boot:032x}"), "starts");
 
@@ -92,7 +94,7 @@ pub async fn run(config: AgentConfig) -> Result<(), AgentError> {
         boot,
         // Rises across restarts of the agent within one boot.
         sequence: boot_time().0,
-        services: Vec::new(),
+        ..HostReport::default()
     };
     let reports = watch::Sender::new(report);
     let said = Said {
@@ -115,6 +117,9 @@ pub async fn run(config: AgentConfig) -> Result<(), AgentError> {
     ));
     tasks.spawn(net::accept(endpoint.clone(), registry.clone()));
     tasks.spawn(watch_host(telemetry, beacons));
+    let (targets, evidence) = (watch::Sender::default(), watch::Sender::default());
+    let seen = evidence.subscribe();
+    tasks.spawn(observe(targets.subscribe(), evidence));
     let (events, happened) = mpsc::channel(EVENTS_MAX);
     let agent = Agent {
         lease: LeaseClient::new(config.host, LeaseTimes::DEFAULT, boot_time()),
@@ -129,6 +134,8 @@ pub async fn run(config: AgentConfig) -> Result<(), AgentError> {
         events,
         renewals,
         reports,
+        targets,
+        seen,
     };
     agent.run(inbox, happened).await;
     Ok(())
@@ -165,6 +172,9 @@ struct Agent {
     events: mpsc::Sender<(ServiceId, Event)>,
     renewals: broadcast::Sender<Renew>,
     reports: watch::Sender<HostReport>,
+    /// Holders that this host watches, and what it sees of them.
+    targets: watch::Sender<Vec<Target>>,
+    seen: watch::Receiver<Vec<Evidence>>,
     repair_at: BootTime,
     reported_at: BootTime,
 }
@@ -219,7 +229,22 @@ impl Agent {
                 known.spec.name
             )));
         }
-        known.machine.handle_order(order)
+        known.machine.handle_order(order)?;
+        self.watch_holders();
+        Ok(())
+    }
+
+    /// Tells the observers when an order named another holder.
+    fn watch_holders(&self) {
+        let machines = self.services.values().map(|known| &known.machine);
+        let targets: Vec<_> = machines
+            .filter_map(|machine| machine.target(self.config.host))
+            .collect();
+        self.targets.send_if_modified(|known| {
+            let news = *known != targets;
+            *known = targets;
+            news
+        });
     }
 
     /// Everything that is to be done now.
@@ -410,7 +435,11 @@ impl Agent {
             .values()
             .filter_map(|known| known.machine.report(now))
             .collect();
-        let changed = services != self.reports.borrow().services;
+        let evidence = self.seen.borrow_and_update().clone();
+        let changed = {
+            let last = self.reports.borrow();
+            services != last.services || evidence != last.evidence
+        };
         if !changed && now.since(self.reported_at) < BEAT {
             return;
         }
@@ -418,6 +447,8 @@ impl Agent {
         self.reports.send_modify(|report| {
             report.sequence += 1;
             report.services = services;
+            report.at = now;
+            report.evidence = evidence;
         });
     }
 }

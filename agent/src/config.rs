@@ -5,6 +5,7 @@
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
+use understudy_common::domain::Domain;
 use understudy_common::id::{CoordinatorId, HostId};
 use understudy_common::identity::{Credentials, IdentityError, Principal};
 use understudy_common::key_path;
@@ -50,6 +51,8 @@ struct Raw {
     telemetry: TelemetryConfig,
     bpf: RawBpf,
     workload: RawWorkload,
+    #[serde(default)]
+    domain: Domain,
 }
 
 #[derive(Debug, serde::Deserialize)]
@@ -101,6 +104,8 @@ pub struct AgentConfig {
     pub pin_dir: PathBuf,
     /// On cgroup2; the parent of the services' cgroups.
     pub cgroup: PathBuf,
+    /// What this host shares with others, and loses together with them.
+    pub domain: Domain,
 }
 
 struct File<'a>(&'a Path);
@@ -182,6 +187,9 @@ impl AgentConfig {
             let rule = "the address at which other hosts reach this one, not the unspecified one";
             return Err(file.refuse("listen", rule));
         }
+        raw.domain
+            .check()
+            .map_err(|(label, rule)| file.refuse(format!("domain.{label}"), rule))?;
         let identity = &raw.identity;
         let credentials = Credentials::from_pem(
             &file.bytes(&identity.ca)?,
@@ -206,6 +214,7 @@ impl AgentConfig {
             telemetry: raw.telemetry,
             pin_dir: file.absolute("bpf.pin_dir", raw.bpf.pin_dir)?,
             cgroup: file.absolute("workload.cgroup", raw.workload.cgroup)?,
+            domain: raw.domain,
         })
     }
 }
@@ -237,6 +246,9 @@ pin_dir = "/sys/fs/bpf/understudy/2"
 
 [workload]
 cgroup = "/sys/fs/cgroup/understudy"
+
+[domain]
+rack = "r1"
 "#;
 
     /// A directory with the certificate of `host-2` in the files that [`GOOD`] names.
@@ -273,6 +285,8 @@ cgroup = "/sys/fs/cgroup/understudy"
         assert_eq!((config.host, config.name.as_str()), (HostId(2), "b"));
         assert_eq!(config.coordinators.len(), 1);
         assert!(config.telemetry.bpf);
+        assert_eq!(config.domain.rack.as_deref(), Some("r1"));
+        assert_eq!(config.domain.power, None);
     }
 
     #[test]
@@ -288,6 +302,8 @@ cgroup = "/sys/fs/cgroup/understudy"
             ("host = 2", "host = 3", "identity.cert: a certificate of host-3"),
             ("id = 1", "id = 0", "coordinators.id"),
             ("pin_dir = \"/", "pin_dir = \"", "bpf.pin_dir"),
+            ("rack = \"r1\"", "rack = \"\"", "domain.rack: 1 to 64"),
+            ("rack = ", "rakc = ", "domain.rakc"),
         ] {
             let error = read(&dir, &GOOD.replacen(from, to, 1)).unwrap_err().to_string();
             assert!(error.contains(expected), "{to}: {error}");

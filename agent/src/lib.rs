@@ -8,6 +8,7 @@ pub mod config;
 pub mod gate;
 pub mod lease;
 pub mod net;
+pub mod observe;
 pub mod service;
 pub mod sync;
 pub mod telemetry;

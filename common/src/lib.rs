@@ -12,6 +12,8 @@ pub mod delta;
 #[cfg(feature = "std")]
 pub mod beacon;
 #[cfg(feature = "std")]
+pub mod domain;
+#[cfg(feature = "std")]
 pub mod id;
 #[cfg(feature = "std")]
 pub mod identity;

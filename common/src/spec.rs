@@ -32,6 +32,48 @@ pub struct ServiceSpec {
     /// Hosts that may hold the service, in order of preference. The first is the first primary.
     pub hosts: Vec<HostId>,
     pub workload: Workload,
+    pub policy: Policy,
+}
+
+/// What is to be done where there is a choice.
+#[derive(
+    Clone,
+    Debug,
+    Default,
+    PartialEq,
+    Eq,
+    rkyv::Archive,
+    rkyv::Serialize,
+    rkyv::Deserialize,
+    serde::Serialize,
+    serde::Deserialize,
+)]
+#[serde(default, deny_unknown_fields)]
+pub struct Policy {
+    pub domains: Domains,
+}
+
+/// Where shadows may stand.
+#[derive(
+    Clone,
+    Copy,
+    Debug,
+    Default,
+    PartialEq,
+    Eq,
+    rkyv::Archive,
+    rkyv::Serialize,
+    rkyv::Deserialize,
+    serde::Serialize,
+    serde::Deserialize,
+)]
+#[serde(rename_all = "kebab-case")]
+pub enum Domains {
+    /// None shares a rack, a power supply or a region with the primary.
+    #[default]
+    Spread,
+    /// Anywhere among the service's hosts.
+    Any,
 }
 
 #[derive(
@@ -131,6 +173,8 @@ pub struct RawServiceSpec {
     pub ack: Ack,
     pub hosts: Vec<u32>,
     pub workload: RawWorkload,
+    #[serde(default)]
+    pub policy: Policy,
 }
 
 #[derive(Clone, Debug, serde::Deserialize)]
@@ -257,6 +301,7 @@ impl TryFrom<RawServiceSpec> for ServiceSpec {
                 health: raw.workload.health,
                 start_timeout: Duration::from_millis(raw.workload.start_timeout_ms),
             },
+            policy: raw.policy,
         })
     }
 }

@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 
 use time::OffsetDateTime;
 use understudy_common::beacon::{Beacon, BeaconEncoder};
+use understudy_common::domain::Domain;
 use understudy_common::id::{CoordinatorId, HostId};
 use understudy_common::identity::{Credentials, Principal};
 use understudy_common::wire::{
@@ -100,6 +101,7 @@ fn hello(host: u32) -> Request {
         addr: "127.0.0.1:1".parse().unwrap(),
         version: "test".to_owned(),
         inventory: Inventory::default(),
+        domain: Domain::default(),
     })
 }
 

@@ -7,9 +7,11 @@
 use std::time::Duration;
 
 use understudy_common::id::{Epoch, GenerationId, HostId, ServiceId};
-use understudy_common::spec::ServiceSpec;
+use understudy_common::spec::{Health, ServiceSpec};
 use understudy_common::units::BootTime;
 use understudy_common::wire::{CopyState, FinalCut, Order, Peer, Refusal, Role, ServiceReport, SyncFigures};
+
+use crate::observe::Target;
 
 /// Pause after a first failure; it doubles with each further one.
 const PAUSE_MIN: Duration = Duration::from_millis(200);
@@ -439,6 +441,23 @@ impl Machine {
     fn gate_is_open(&self, now: BootTime, epoch: Epoch) -> bool {
         self.gate
             .is_some_and(|(open, deadline)| open == epoch && now < deadline)
+    }
+
+    /// Whom this host watches for the service: the holder that its newest order names.
+    pub fn target(&self, own: HostId) -> Option<Target> {
+        let order = self.order.as_ref()?;
+        let holder = order.holder.filter(|holder| holder.host != own)?;
+        let spec = &order.spec;
+        let address = match &spec.workload.health {
+            Health::Tcp(at) => Some((spec.address, at.port()).into()),
+            Health::Exec(_) => None,
+        };
+        Some(Target {
+            service: self.service,
+            epoch: order.epoch,
+            holder,
+            address,
+        })
     }
 
     pub fn spec(&self) -> Option<&ServiceSpec> {

@@ -3,7 +3,7 @@ use std::time::Duration;
 
 use proptest::prelude::*;
 use understudy_common::id::{Epoch, GenerationId, HostId, ServiceId};
-use understudy_common::spec::{Ack, Consistency, Health, ServiceSpec, Workload};
+use understudy_common::spec::{Ack, Consistency, Health, Policy, ServiceSpec, Workload};
 use understudy_common::units::BootTime;
 use understudy_common::wire::{FinalCut, Order, Peer, Refusal, Role};
 
@@ -29,6 +29,7 @@ fn spec() -> ServiceSpec {
             health: Health::Exec(vec!["/bin/true".to_owned()]),
             start_timeout: Duration::from_secs(1),
         },
+        policy: Policy::default(),
     }
 }
 
@@ -39,6 +40,7 @@ fn order(epoch: u64, revision: u64, role: Role) -> Order {
         revision,
         role,
         spec: spec(),
+        holder: None,
     }
 }
 

@@ -2,8 +2,9 @@
 
 use std::net::SocketAddr;
 
+use crate::domain::Domain;
 use crate::id::{CoordinatorId, Epoch, GenerationId, HostId, ServiceId};
-use crate::units::BasisPoints;
+use crate::units::{BasisPoints, BootTime};
 use crate::wire::Order;
 
 #[derive(Clone, Debug, PartialEq, Eq, rkyv::Archive, rkyv::Serialize, rkyv::Deserialize)]
@@ -68,6 +69,7 @@ pub struct Hello {
     pub addr: SocketAddr,
     pub version: String,
     pub inventory: Inventory,
+    pub domain: Domain,
 }
 
 /// What the machine is, from `sysinfo`.
@@ -107,6 +109,49 @@ pub struct HostReport {
     /// Rises with every report of this boot.
     pub sequence: u64,
     pub services: Vec<ServiceReport>,
+    /// When it was made, on the host's own clock: the ages in it count up to here.
+    pub at: BootTime,
+    /// What this host sees of the holders of its services, from its own side.
+    pub evidence: Vec<Evidence>,
+}
+
+/// What one host sees of the holder of a service in an epoch.
+#[derive(
+    Clone, Copy, Debug, PartialEq, Eq, rkyv::Archive, rkyv::Serialize, rkyv::Deserialize, serde::Serialize,
+)]
+pub struct Evidence {
+    pub service: ServiceId,
+    pub epoch: Epoch,
+    pub holder: HostId,
+    /// The QUIC endpoint of its agent.
+    pub agent: Sight,
+    /// The service's address at the port of its health check; none when that is no TCP port.
+    pub address: Option<Sight>,
+}
+
+#[derive(
+    Clone, Copy, Debug, PartialEq, Eq, rkyv::Archive, rkyv::Serialize, rkyv::Deserialize, serde::Serialize,
+)]
+pub struct Sight {
+    pub reach: Reach,
+    /// Since when every question ended like this, on the observer's own clock.
+    pub since: BootTime,
+    /// It answered at least once since the observer began to watch this holder in this epoch.
+    pub answered: bool,
+}
+
+#[derive(
+    Clone, Copy, Debug, PartialEq, Eq, rkyv::Archive, rkyv::Serialize, rkyv::Deserialize, serde::Serialize,
+)]
+#[serde(rename_all = "kebab-case")]
+pub enum Reach {
+    Answered,
+    /// By an RST or an ICMP message: the machine lives and does not serve there.
+    Refused,
+    /// Silence: it is dead or cut off, or what lies between is.
+    Dropped,
+    /// The observer could not ask, which says nothing about the holder.
+    Unreachable,
 }
 
 /// Where one host stands with one service. Facts only; the coordinator draws the conclusions.

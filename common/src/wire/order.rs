@@ -25,6 +25,8 @@ pub struct Order {
     pub revision: u64,
     pub role: Role,
     pub spec: ServiceSpec,
+    /// Who holds the epoch, for the others to watch.
+    pub holder: Option<Peer>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, rkyv::Archive, rkyv::Serialize, rkyv::Deserialize)]

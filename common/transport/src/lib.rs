@@ -4,9 +4,11 @@
 //! every frame length is bounded by its stream kind before memory is taken for it.
 
 mod frame;
+mod knock;
 mod link;
 
 pub use frame::{FrameReceiver, FrameSender};
+pub use knock::Knock;
 pub use link::{Endpoint, Incoming, Link, PendingCall, PendingStream};
 
 /// Concurrent streams that a peer may open on one link, each way. Further opens wait.

@@ -195,6 +195,12 @@ pin_dir = "/sys/fs/bpf/understudy/{n}"     # on a bpffs
 
 [workload]
 cgroup = "/sys/fs/cgroup/understudy"     # on cgroup2; the parent of the services' cgroups
+
+# Shadows stand on hosts that share none of these with the primary. What is not named is not shared.
+# [domain]
+# rack = "r1"
+# power = "feed-a"
+# region = "eu-1"
 "#,
         identity = identity(&format!("host-{n}")),
         coordinators = members(&numbered(args), "coordinators"),

@@ -1,7 +1,7 @@
 //! A plan for people: as JSON, and as text that stays the same while the plan does.
 //!
-//! Invariant: neither holds an age, a count that moves or an instant, so that two of them can be
-//! compared line by line.
+//! Invariant: neither holds an instant, nor an age or a count that moves while all is well, so that
+//! two of them can be compared line by line.
 
 use std::fmt;
 
@@ -76,7 +76,7 @@ fn name(state: &State, subject: Subject) -> String {
 fn describe(state: &State, act: &Act) -> (Subject, String) {
     let name = |host| state.host_name(host);
     let change = match act {
-        Act::Condemn { service, epoch } => {
+        Act::Condemn { service, epoch, .. } => {
             let act = format!("renew {epoch} no more, so that its lease ends");
             return (Subject::Service(*service), act);
         }
@@ -97,6 +97,7 @@ fn describe(state: &State, act: &Act) -> (Subject, String) {
         Change::FinalCut { cut, .. } => format!("record the final cut {}", cut.generation),
         Change::Served { epoch, .. } => format!("record that {epoch} is served"),
         Change::AddShadow { host, .. } => format!("make {} a shadow", name(*host)),
+        Change::RemoveShadow { host, .. } => format!("end the copy on {}", name(*host)),
         Change::ShadowReady { host, .. } => format!("let {} take over from now on", name(*host)),
         Change::ShadowUnready { host, .. } => format!("let {} take over no more", name(*host)),
         Change::SafeMode { on: false, .. } => "end its safe mode".to_owned(),

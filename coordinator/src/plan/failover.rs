@@ -9,7 +9,7 @@ use super::handover::cut_pending;
 use super::score::Takeover;
 use super::{
     ACTIVATE_MAX, Act, COLLECT_MAX, FENCE_MAX, Plan, Proposal, SELF_RETRY, STORM_DELAY, Subject, View,
-    handover,
+    evidence, handover,
 };
 use crate::state::{Cause, Change, GrantReason, Phase, Service, Step};
 
@@ -76,9 +76,10 @@ pub(super) fn after_lease_end(
     if let Some(host) = best {
         let from = service.ever_served.then(|| sealed(view, *host, id)).flatten();
         let why = format!(
-            "the lease of {} ended and {} has the newest sealed generation",
+            "the lease of {} ended and {} has the newest sealed generation{}",
             view.state.host_name(holder.host),
-            view.state.host_name(*host)
+            view.state.host_name(*host),
+            evidence::told(view, id, service)
         );
         return grant(view, id, service, *host, from, GrantReason::LeaseEnded, why);
     }
@@ -167,6 +168,7 @@ pub(super) fn condemn(view: &View<'_>, id: ServiceId, service: &Service) -> Opti
     let act = Act::Condemn {
         service: id,
         epoch: service.epoch,
+        by_evidence: false,
     };
     Some(Proposal { act, why })
 }

@@ -8,9 +8,7 @@ use understudy_common::wire::FinalCut;
 use super::failover::grant;
 use super::score::Move;
 use super::{Act, CUT_MAX, Facts, OVER_TICKS, Plan, Proposal, SHARE_MAX_PERCENT, Subject, TARGET_MAX, View};
-use crate::state::{
-    Cause, Change, GrantReason, MoveReason, PREDICTED_WINDOW_MS, Phase, Service, State, Step,
-};
+use crate::state::{Cause, Change, GrantReason, MoveReason, Phase, Service, State, Step, WINDOW_MS};
 
 /// Hosts whose services are on their way elsewhere.
 pub(super) fn acted_on(state: &State) -> BTreeSet<HostId> {
@@ -86,7 +84,7 @@ fn obstacle(
     if view.state.paused {
         Some((Cause::Paused, "moves by prediction are paused".to_owned()))
     } else if !service.may_be_predicted(view.facts.wall_ms) {
-        let minutes = PREDICTED_WINDOW_MS / 60_000;
+        let minutes = WINDOW_MS / 60_000;
         let but = format!("it was moved by prediction within the last {minutes} minutes");
         Some((Cause::Window, but))
     } else if !acted_on.contains(&from) && acted_on.len() >= share_max(view.state) {

@@ -7,6 +7,8 @@
 //! mode or not ready. A lease end is never held back by the anti-flap rules, only by the storm delay.
 
 mod document;
+mod domain;
+mod evidence;
 mod failover;
 mod handover;
 mod risk;
@@ -53,6 +55,8 @@ pub const TARGET_MAX: Duration = Duration::from_millis(300);
 pub const ACTIVATE_MAX: Duration = Duration::from_millis(10_000);
 /// How long a holder that failed waits before it gets the next epoch itself, for want of another.
 pub const SELF_RETRY: Duration = Duration::from_millis(5_000);
+/// How long all observers must see the same before a holder is not believed.
+pub const AGREED_MIN: Duration = Duration::from_millis(3_000);
 /// Names of hosts in one sentence.
 const NAMES_MAX: usize = 8;
 
@@ -92,11 +96,16 @@ pub struct Proposal {
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[expect(clippy::large_enum_variant, reason = "a handful of them live for one turn")]
 pub enum Act {
     /// Propose this change.
     Commit(Change),
     /// Answer no more renewals of this epoch, so that it ends.
-    Condemn { service: ServiceId, epoch: Epoch },
+    Condemn {
+        service: ServiceId,
+        epoch: Epoch,
+        by_evidence: bool,
+    },
     /// Nobody can take over: let the holder have its ended lease back if it returns.
     Strand { service: ServiceId, epoch: Epoch },
 }
@@ -162,10 +171,12 @@ pub fn plan(state: &State, facts: &Facts<'_>) -> Plan {
             .or_else(|| failover::after_lease_end(&view, *id, service, &mut plan))
             .or_else(|| failover::serving(&view, *id, service))
             .or_else(|| failover::condemn(&view, *id, service))
+            .or_else(|| evidence::condemn(&view, *id, service, &mut plan))
             .or_else(|| handover::predicted(&view, *id, service, &mut acted_on, &mut plan))
             .or_else(|| shadows::unready(&view, *id, service))
             .or_else(|| shadows::ready(&view, *id, service))
-            .or_else(|| shadows::missing(&view, *id, service));
+            .or_else(|| domain::crowded(&view, *id, service, &mut plan))
+            .or_else(|| shadows::missing(&view, *id, service, &mut plan));
         if proposal.is_none() && plan.held.len() == held {
             plan.hold(Subject::Service(*id), None, steady::why(&view, *id, service));
         }

@@ -3,7 +3,7 @@
 use understudy_common::id::ServiceId;
 use understudy_common::wire::CopyState;
 
-use super::{Act, Proposal, View};
+use super::{Act, Plan, Proposal, View, domain};
 use crate::state::{Change, Service};
 
 /// A shadow of the set whose copy is no longer ready leaves it.
@@ -49,14 +49,23 @@ pub(super) fn ready(view: &View<'_>, id: ServiceId, service: &Service) -> Option
 }
 
 /// A host that is alive and allowed becomes a shadow.
-pub(super) fn missing(view: &View<'_>, id: ServiceId, service: &Service) -> Option<Proposal> {
+pub(super) fn missing(
+    view: &View<'_>,
+    id: ServiceId,
+    service: &Service,
+    plan: &mut Plan,
+) -> Option<Proposal> {
     let holder = service.holder?;
-    let host = *service.spec.hosts.iter().find(|host| {
-        **host != holder.host
-            && !service.is_shadow(**host)
-            && view.is_alive(**host)
-            && !view.in_safe_mode(**host)
-    })?;
+    let free = service.spec.hosts.iter().copied().filter(|host| {
+        *host != holder.host && !service.is_shadow(*host) && view.is_alive(*host) && !view.in_safe_mode(*host)
+    });
+    let (near, far): (Vec<_>, Vec<_>) = free.partition(|host| domain::shared(view, service, *host).is_some());
+    let Some(host) = far.first().copied() else {
+        if service.shadows.is_empty() && service.joining.is_empty() && !near.is_empty() {
+            domain::tell_alone(view, id, service, &near, plan);
+        }
+        return None;
+    };
     Some(Proposal {
         act: Act::Commit(Change::AddShadow { service: id, host }),
         why: format!("{} is alive and keeps no copy", view.state.host_name(host)),

@@ -106,9 +106,18 @@ impl Replica {
                 Act::Commit(change) => {
                     self.commit(change, &why);
                 }
-                Act::Condemn { service, epoch } => {
+                Act::Condemn {
+                    service,
+                    epoch,
+                    by_evidence,
+                } => {
+                    let change = Change::Condemned {
+                        service,
+                        epoch,
+                        by_evidence,
+                    };
                     // What cannot be told yet is not done yet.
-                    if self.commit(Change::Condemned { service, epoch }, &why) {
+                    if self.commit(change, &why) {
                         self.leases.condemn(service, epoch);
                     }
                 }

@@ -1,9 +1,11 @@
 //! Requests of hosts and operators.
 
-use understudy_common::id::HostId;
+use understudy_common::id::{Epoch, HostId, ServiceId};
 use understudy_common::identity::Principal;
 use understudy_common::units::BootTime;
-use understudy_common::wire::{Hello, HostReport, Refusal, Renew, Renewed, Request, Response, ServiceReport};
+use understudy_common::wire::{
+    Hello, HostReport, Reach, Refusal, Renew, Renewed, Request, Response, ServiceReport,
+};
 
 use super::{Fault, Replica, RequestId};
 use crate::lease::Pending;
@@ -65,9 +67,15 @@ impl Replica {
                 && host.addr == hello.addr
                 && host.version == hello.version
                 && host.inventory == hello.inventory
+                && host.domain == hello.domain
         });
         if known {
             self.reply(id, Response::Done);
+            return;
+        }
+        if let Err((label, rule)) = hello.domain.check() {
+            let why = format!("domain.{label}: {rule}");
+            self.reply(id, Response::Refused(Refusal::Invalid(why)));
             return;
         }
         let change = Change::RegisterHost {
@@ -77,6 +85,7 @@ impl Replica {
             addr: hello.addr,
             version: hello.version,
             inventory: hello.inventory,
+            domain: hello.domain,
         };
         self.propose_for(id, Answer::Done, change, "");
     }
@@ -266,7 +275,12 @@ fn is_news(before: &HostReport, now: &HostReport) -> bool {
             report.failure.is_some(),
         )
     }
+    fn sights(report: &HostReport) -> impl Iterator<Item = (ServiceId, Epoch, Option<Reach>)> {
+        let evidence = report.evidence.iter();
+        evidence.map(|seen| (seen.service, seen.epoch, seen.address.map(|sight| sight.reach)))
+    }
     before.services.len() != now.services.len()
+        || !sights(before).eq(sights(now))
         || before
             .services
             .iter()

@@ -3,7 +3,7 @@
 use serde_json::{Value, json};
 use understudy_common::id::{CoordinatorId, HostId, ServiceId};
 use understudy_common::units::BootTime;
-use understudy_common::wire::ServiceReport;
+use understudy_common::wire::{ServiceReport, Sight};
 
 use super::{Leading, Replica};
 use crate::plan::ALIVE;
@@ -95,6 +95,7 @@ impl Replica {
             "ebpf_source": host.inventory.ebpf_source,
             "ebpf_programs": host.inventory.ebpf_programs,
             "inventory": host.inventory,
+            "domain": host.domain,
         })
     }
 
@@ -123,6 +124,7 @@ impl Replica {
             "generation": primary.and_then(|report| report.generation).map(|id| id.to_string()),
             "failure": primary.and_then(|report| report.failure.clone()),
             "shadows": shadows,
+            "evidence": evidence(leading, id, service),
             "sync": primary.map(|report| &report.sync),
         })
     }
@@ -137,6 +139,36 @@ fn shadow(leading: Option<&Leading>, host: HostId, id: ServiceId, service: &Serv
         "promotable": service.shadows.contains(&host),
         "diverged_files": report.map(|report| report.sync.diverged_files),
     })
+}
+
+/// What the other hosts see of the holder; ages are theirs.
+fn evidence(leading: Option<&Leading>, id: ServiceId, service: &Service) -> Vec<Value> {
+    let reports = service.spec.hosts.iter().filter_map(|host| {
+        let report = leading?.seen.get(host)?.report.as_ref()?;
+        Some((*host, report))
+    });
+    reports
+        .flat_map(|(host, report)| {
+            let about = report
+                .evidence
+                .iter()
+                .filter(|seen| seen.service == id && seen.epoch == service.epoch);
+            about.map(move |seen| {
+                let sight = |sight: &Sight| {
+                    json!({
+                        "reach": sight.reach,
+                        "for_ms": u64::try_from(report.at.since(sight.since).as_millis()).unwrap_or(u64::MAX),
+                    })
+                };
+                json!({
+                    "observer": host,
+                    "holder": seen.holder,
+                    "agent": sight(&seen.agent),
+                    "address": seen.address.as_ref().map(sight),
+                })
+            })
+        })
+        .collect()
 }
 
 fn last_report(leading: Option<&Leading>, host: HostId, id: ServiceId) -> Option<&ServiceReport> {

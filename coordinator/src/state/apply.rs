@@ -58,6 +58,7 @@ impl State {
                 addr,
                 version,
                 inventory,
+                domain,
             } => step.register(
                 host,
                 Host {
@@ -68,6 +69,7 @@ impl State {
                     inventory,
                     risk: None,
                     safe_mode: false,
+                    domain,
                 },
             ),
             Change::ApplyService(spec) => step.apply_service(spec),
@@ -94,7 +96,11 @@ impl State {
             Change::Risks(risks) => step.risks(&risks),
             Change::SafeMode { host, on } => step.safe_mode(host, on),
             Change::Pause { on } => step.pause(on),
-            Change::Condemned { service, epoch } => step.condemned(service, epoch),
+            Change::Condemned {
+                service,
+                epoch,
+                by_evidence,
+            } => step.condemned(service, epoch, by_evidence),
             Change::Held { hold, on } => step.held(hold, on),
             Change::Note { text } => step.note(text),
             Change::Announce {
@@ -102,6 +108,7 @@ impl State {
                 version,
                 software,
             } => step.announce(coordinator, version, software),
+            Change::RemoveShadow { service, host } => step.remove_shadow(service, host),
         }
     }
 }
@@ -109,7 +116,7 @@ impl State {
 pub(super) struct Applying<'a> {
     pub(super) state: &'a mut State,
     index: u64,
-    at_ms: u64,
+    pub(super) at_ms: u64,
     /// Goes into the first event, which is about the change itself.
     why: String,
 }
@@ -239,6 +246,7 @@ impl Applying<'_> {
                 phase: Phase::Steady,
                 revision: self.index,
                 predicted_at_ms: None,
+                distrusted_at_ms: None,
             },
         );
         self.event(EventKind::ServiceApplied, Some(id), None, text);
@@ -488,6 +496,21 @@ impl Applying<'_> {
         service.revision = index;
         let text = format!("{}: {name} is not ready to take over", service.spec.name);
         self.event(EventKind::ShadowUnready, Some(id), Some(host), text);
+        Ok(())
+    }
+
+    fn remove_shadow(&mut self, id: ServiceId, host: HostId) -> Checked {
+        let index = self.index;
+        let name = self.state.host_name(host);
+        let service = self.service(id)?;
+        if !service.is_shadow(host) {
+            return Err(format!("{host} is no shadow of {id}"));
+        }
+        service.shadows.remove(&host);
+        service.joining.remove(&host);
+        service.revision = index;
+        let text = format!("{}: {name} is a shadow no more", service.spec.name);
+        self.event(EventKind::ShadowRemoved, Some(id), Some(host), text);
         Ok(())
     }
 

@@ -2,6 +2,7 @@
 
 use std::net::SocketAddr;
 
+use understudy_common::domain::Domain;
 use understudy_common::id::{CoordinatorId, Epoch, GenerationId, HostId, ServiceId};
 use understudy_common::spec::ServiceSpec;
 use understudy_common::units::BasisPoints;
@@ -37,6 +38,7 @@ pub enum Change {
         addr: SocketAddr,
         version: String,
         inventory: Inventory,
+        domain: Domain,
     },
     ApplyService(ServiceSpec),
     /// Gives the next epoch, and only that, to a host.
@@ -99,6 +101,8 @@ pub enum Change {
     Condemned {
         service: ServiceId,
         epoch: Epoch,
+        /// Against the word of its holder, because those who watch it agree that it cannot be reached.
+        by_evidence: bool,
     },
     /// Something that would be done is held back, or not any more.
     Held {
@@ -115,6 +119,11 @@ pub enum Change {
         version: u32,
         /// The version of its program.
         software: String,
+    },
+    /// The host is to keep no copy any more.
+    RemoveShadow {
+        service: ServiceId,
+        host: HostId,
     },
 }
 
@@ -182,7 +191,8 @@ impl Change {
             | Self::Pause { .. }
             | Self::Condemned { .. }
             | Self::Held { .. }
-            | Self::Note { .. } => 1,
+            | Self::Note { .. }
+            | Self::RemoveShadow { .. } => 1,
         }
     }
 
@@ -197,7 +207,8 @@ impl Change {
             | Self::AddShadow { service, .. }
             | Self::ShadowReady { service, .. }
             | Self::ShadowUnready { service, .. }
-            | Self::Condemned { service, .. } => Some(*service),
+            | Self::Condemned { service, .. }
+            | Self::RemoveShadow { service, .. } => Some(*service),
             Self::RegisterHost { .. }
             | Self::ApplyService(_)
             | Self::Risks(_)

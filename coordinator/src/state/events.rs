@@ -53,6 +53,7 @@ pub enum EventKind {
     CoordinatorPromoted,
     CoordinatorRemoved,
     CoordinatorAnnounced,
+    ShadowRemoved,
 }
 
 impl Events {

@@ -54,6 +54,10 @@ pub enum Cause {
     StormDelay,
     /// Nobody is fit to take over.
     NoTarget,
+    /// A shadow would share a failure domain with its primary.
+    Domain,
+    /// Those who watch a holder do not agree.
+    Disagreement,
 }
 
 impl Cause {
@@ -65,13 +69,19 @@ impl Cause {
             Self::ShareCap => "share cap",
             Self::StormDelay => "storm delay",
             Self::NoTarget => "no fit target",
+            Self::Domain => "failure domain",
+            Self::Disagreement => "observers disagree",
         }
     }
 }
 
 impl Applying<'_> {
-    pub(super) fn condemned(&mut self, id: ServiceId, epoch: Epoch) -> Checked {
+    pub(super) fn condemned(&mut self, id: ServiceId, epoch: Epoch, by_evidence: bool) -> Checked {
+        let at_ms = self.at_ms;
         let service = self.service_at(id, epoch)?;
+        if by_evidence {
+            service.distrusted_at_ms = Some(at_ms);
+        }
         let host = service.holder.map(|holder| holder.host);
         let text = format!("{}: {epoch} is renewed no more", service.spec.name);
         self.event(EventKind::Condemned, Some(id), host, text);

@@ -18,6 +18,7 @@ mod tests;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 
+use understudy_common::domain::Domain;
 use understudy_common::id::{Epoch, GenerationId, HostId, ServiceId};
 use understudy_common::spec::ServiceSpec;
 use understudy_common::units::BasisPoints;
@@ -36,8 +37,8 @@ pub use orders::orders_for;
 pub const HOSTS_MAX: usize = 4_096;
 /// Services that one cluster protects; more are refused.
 pub const SERVICES_MAX: usize = 4_096;
-/// One move of a service by prediction within this window.
-pub const PREDICTED_WINDOW_MS: u64 = 600_000;
+/// One move of a service by prediction, and one by evidence, within this window.
+pub const WINDOW_MS: u64 = 600_000;
 
 /// What all coordinators agree on.
 #[derive(Clone, Debug, Default, PartialEq, Eq, rkyv::Archive, rkyv::Serialize, rkyv::Deserialize)]
@@ -69,6 +70,7 @@ pub struct Host {
     pub risk: Option<BasisPoints>,
     /// Serves nobody and shadows nothing until it ends.
     pub safe_mode: bool,
+    pub domain: Domain,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, rkyv::Archive, rkyv::Serialize, rkyv::Deserialize)]
@@ -89,6 +91,8 @@ pub struct Service {
     pub revision: u64,
     /// Wall time of the last move by prediction.
     pub predicted_at_ms: Option<u64>,
+    /// Wall time of the last time that a holder was condemned by evidence.
+    pub distrusted_at_ms: Option<u64>,
 }
 
 /// Who owns the current epoch.
@@ -166,13 +170,21 @@ impl Service {
 
     /// Whether a move by prediction at this wall time keeps its distance from the one before.
     pub fn may_be_predicted(&self, at_ms: u64) -> bool {
-        self.predicted_at_ms
-            .is_none_or(|last| at_ms.saturating_sub(last) >= PREDICTED_WINDOW_MS)
+        is_past_window(self.predicted_at_ms, at_ms)
+    }
+
+    /// The same for a move against the word of its holder.
+    pub fn may_be_distrusted(&self, at_ms: u64) -> bool {
+        is_past_window(self.distrusted_at_ms, at_ms)
     }
 
     pub fn is_shadow(&self, host: HostId) -> bool {
         self.shadows.contains(&host) || self.joining.contains_key(&host)
     }
+}
+
+fn is_past_window(last: Option<u64>, at_ms: u64) -> bool {
+    last.is_none_or(|last| at_ms.saturating_sub(last) >= WINDOW_MS)
 }
 
 impl State {

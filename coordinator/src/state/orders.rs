@@ -22,7 +22,13 @@ fn order(state: &State, id: ServiceId, service: &Service, host: HostId) -> Order
         revision: service.revision,
         role: role(state, service, host),
         spec: service.spec.clone(),
+        holder: service.holder.and_then(|holder| peer(state, holder.host)),
     }
+}
+
+fn peer(state: &State, host: HostId) -> Option<Peer> {
+    let addr = state.hosts.get(&host)?.addr;
+    Some(Peer { host, addr })
 }
 
 fn role(state: &State, service: &Service, host: HostId) -> Role {
@@ -56,11 +62,6 @@ fn peers(state: &State, service: &Service) -> Vec<Peer> {
         .hosts
         .iter()
         .filter(|host| service.is_shadow(**host))
-        .filter_map(|host| {
-            Some(Peer {
-                host: *host,
-                addr: state.hosts.get(host)?.addr,
-            })
-        })
+        .filter_map(|host| peer(state, *host))
         .collect()
 }

@@ -1,4 +1,5 @@
 use proptest::prelude::*;
+use understudy_common::domain::Domain;
 use understudy_common::id::{Epoch, HostId, ServiceId};
 use understudy_common::spec::RawServiceSpec;
 use understudy_common::units::BasisPoints;
@@ -19,6 +20,7 @@ fn register(host: u32, boot: u128) -> Change {
         addr: ([10, 0, 0, host as u8], 7401).into(),
         version: "1".to_owned(),
         inventory: Inventory::default(),
+        domain: Domain::default(),
     }
 }
 

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use understudy_agent::lease::LeaseClient;
 use understudy_common::abi::gate::GateEntry;
+use understudy_common::domain::Domain;
 use understudy_common::id::{Epoch, GenerationId, HostId, ServiceId};
 use understudy_common::lease::LeaseTimes;
 use understudy_common::units::BootTime;
@@ -372,6 +373,7 @@ impl Host {
             addr: ([10, 0, 0, u8::try_from(self.id.0).expect("few hosts")], 7401).into(),
             version: "sim".to_owned(),
             inventory: Inventory::default(),
+            domain: Domain::default(),
         }
     }
 
@@ -380,6 +382,8 @@ impl Host {
             host: self.id,
             boot: self.boot,
             sequence: self.report_sequence,
+            at: self.clock.read(truth),
+            evidence: Vec::new(),
             services: self
                 .slots
                 .iter()

@@ -1,7 +1,7 @@
 //! What holds a move back, and what does not.
 
 use super::*;
-use crate::state::{Change, MoveReason, PREDICTED_WINDOW_MS};
+use crate::state::{Change, MoveReason, WINDOW_MS};
 
 fn order(world: &World, to: u32) -> Result<HostId, String> {
     world.with_facts(|state, facts| check_target(state, facts, world::KV, Some(HostId(to))))
@@ -48,7 +48,7 @@ fn a_service_moves_by_prediction_once_in_a_window_whoever_leads() {
     );
     assert_eq!(order(&moved.clone().risky(2), 3), Ok(HostId(3)));
     check(
-        &moved.clone().wall(PREDICTED_WINDOW_MS).risky(2),
+        &moved.clone().wall(WINDOW_MS).risky(2),
         expect![[r#"
         would:
           kv: hand over to a, because the risk of b stayed at or above 80.00 % for 3 ticks or more

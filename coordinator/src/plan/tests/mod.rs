@@ -1,6 +1,8 @@
 //! The pure planner on small worlds, with the printed plan as the expected value.
 
 mod antiflap;
+mod domain;
+mod evidence;
 mod world;
 
 use expect_test::{Expect, expect};

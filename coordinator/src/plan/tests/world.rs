@@ -3,11 +3,14 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
+use understudy_common::domain::Domain;
 use understudy_common::id::{Epoch, GenerationId, HostId, ServiceId};
 use understudy_common::lease::LeaseTimes;
-use understudy_common::spec::RawServiceSpec;
+use understudy_common::spec::{Domains, RawServiceSpec};
 use understudy_common::units::{BasisPoints, BootTime};
-use understudy_common::wire::{CopyState, FinalCut, HostReport, Inventory, ServiceReport, SyncFigures};
+use understudy_common::wire::{
+    CopyState, Evidence, FinalCut, HostReport, Inventory, Reach, ServiceReport, Sight, SyncFigures,
+};
 
 use crate::lease::LeaseTable;
 use crate::plan::{Facts, OVER_TICKS, PlanDocument, Seen, plan};
@@ -67,12 +70,14 @@ impl World {
                 addr: ([10, 0, 0, host as u8], 7401).into(),
                 version: "1".to_owned(),
                 inventory: Inventory::default(),
+                domain: Domain::default(),
             });
             let report = HostReport {
                 host: HostId(host),
                 boot: 1,
                 sequence: 1,
-                services: Vec::new(),
+                at: BootTime::from_ms(500_000),
+                ..HostReport::default()
             };
             let seen = Seen {
                 report: Some(report),
@@ -161,6 +166,67 @@ impl World {
         self.commit(Change::HolderFenced { service, epoch });
         self.commit(Change::FinalCut { service, epoch, cut });
         self.take_over(service, to.0, GrantReason::Handover);
+        self
+    }
+
+    /// The racks that a, b and c stand in; an empty one is not named.
+    pub fn racks(mut self, racks: [&str; 3]) -> Self {
+        for (host, rack) in (1..).map(HostId).zip(racks) {
+            let known = self.state.hosts[&host].clone();
+            self.commit(Change::RegisterHost {
+                host,
+                name: known.name,
+                boot: known.boot,
+                addr: known.addr,
+                version: known.version,
+                inventory: known.inventory,
+                domain: Domain {
+                    rack: Some(rack.to_owned()).filter(|rack| !rack.is_empty()),
+                    ..Domain::default()
+                },
+            });
+        }
+        self
+    }
+
+    /// kv as if it had been declared with another policy.
+    pub fn anywhere(mut self) -> Self {
+        let service = self.state.services.get_mut(&KV).expect("kv");
+        service.spec.policy.domains = Domains::Any;
+        self
+    }
+
+    pub fn no_shadow(self, host: u32) -> Self {
+        self.apply(Change::RemoveShadow {
+            service: KV,
+            host: HostId(host),
+        })
+    }
+
+    /// The host has seen the address of the service at this place like this for so long; before that
+    /// it answered. It sees the agent of the holder the same way.
+    pub fn sees(self, host: u32, place: usize, reach: Reach, ms: u64) -> Self {
+        self.sees_after(true, host, place, reach, ms)
+    }
+
+    pub fn sees_after(mut self, answered: bool, host: u32, place: usize, reach: Reach, ms: u64) -> Self {
+        let (service, known) = self.state.services.iter().nth(place).expect("a service");
+        let (service, epoch) = (*service, known.epoch);
+        let holder = known.holder.expect("a holder").host;
+        let seen = self.seen.get_mut(&HostId(host)).expect("a host");
+        let report = seen.report.as_mut().expect("a report");
+        let sight = Sight {
+            reach,
+            since: BootTime(report.at.0 - ms * 1_000_000),
+            answered,
+        };
+        report.evidence.push(Evidence {
+            service,
+            epoch,
+            holder,
+            agent: sight,
+            address: Some(sight),
+        });
         self
     }
 
