@@ -29,7 +29,7 @@ use crate::net::{self, Asked, LISTS_MAX, RENEWALS_MAX, Said};
 use crate::observe::{Target, observe};
 use crate::service::{Action, Driver, DriverSettings, Event, Machine, Registry};
 use crate::sync;
-use crate::telemetry::{SAMPLE_INTERVAL_MS, Telemetry, TelemetryError};
+use crate::telemetry::{ExitWatch, Exits, SAMPLE_INTERVAL_MS, Telemetry, TelemetryError};
 use crate::workload::{Cgroup, ThawGuard};
 
 /// How often the loop turns though nothing happens; also the longest time between two reports.
@@ -66,7 +66,7 @@ pub enum AgentError {
 /// # Errors
 /// [`AgentError`] when it cannot start.
 pub async fn run(config: AgentConfig) -> Result<(), AgentError> {
-    let telemetry = Telemetry::open(config.host, &config.telemetry)?;
+    let mut telemetry = Telemetry::open(config.host, &config.telemetry)?;
     let pins_survived = config.pin_dir.join("GATE").exists();
     let gate = KernelGate::load(&config.pin_dir)?;
     let boot = crate::boot::number(&config.state_dir, pins_survived).map_err(|source| AgentError::Boot {
@@ -116,6 +116,11 @@ pub async fn run(config: AgentConfig) -> Result<(), AgentError> {
         named,
     ));
     tasks.spawn(net::accept(endpoint.clone(), registry.clone()));
+    let exits = telemetry.exits();
+    let exit_watch = exits.as_ref().map(Exits::watch);
+    if let Some(exits) = exits {
+        tasks.spawn(forward(exits));
+    }
     tasks.spawn(watch_host(telemetry, beacons));
     let (targets, evidence) = (watch::Sender::default(), watch::Sender::default());
     let seen = evidence.subscribe();
@@ -136,9 +141,17 @@ pub async fn run(config: AgentConfig) -> Result<(), AgentError> {
         reports,
         targets,
         seen,
+        exits: exit_watch,
     };
     agent.run(inbox, happened).await;
     Ok(())
+}
+
+/// Passes on how processes of services ended.
+async fn forward(exits: Exits) {
+    if let Err(error) = exits.forward().await {
+        tracing::warn!(%error, "the kernel no longer tells how services' processes end");
+    }
 }
 
 /// Samples the host and hands a beacon a second to the links.
@@ -175,6 +188,8 @@ struct Agent {
     /// Holders that this host watches, and what it sees of them.
     targets: watch::Sender<Vec<Target>>,
     seen: watch::Receiver<Vec<Evidence>>,
+    /// Where the kernel pushes ends of processes, if it does.
+    exits: Option<ExitWatch>,
     repair_at: BootTime,
     reported_at: BootTime,
 }
@@ -367,6 +382,7 @@ impl Agent {
                 thaw_guard: Arc::clone(&self.thaw_guard),
                 endpoint: self.endpoint.clone(),
                 registry: self.registry.clone(),
+                exits: self.exits.clone(),
                 events: self.events.clone(),
             };
             known.driver = Some(Driver::start(settings).map_err(|error| sync::chain(&error))?);

@@ -1,6 +1,7 @@
 //! Telemetry: distributions and causes that procfs cannot give (DESIGN §3).
 //!
-//! Invariants: the programs read, stamp and count, nothing else; one per-CPU record holds all results; every
+//! Invariants: the programs read, stamp and count, nothing else; one per-CPU record holds all results, and only the
+//! rare ends of services' processes are pushed; every
 //! kernel offset and the scope are `.rodata` constants written by the loader, and a program whose offsets are not
 //! known is never loaded; maps are bounded, and a stamp that finds its map full is counted as lost.
 #![no_std]
@@ -24,6 +25,8 @@ mod maps;
 mod memory;
 #[path = "../probes/telemetry/process.rs"]
 mod process;
+#[path = "../probes/telemetry/workload.rs"]
+mod workload;
 
 /// A program of the given name around a function that may find nothing to do.
 macro_rules! probes {
@@ -51,4 +54,6 @@ probes! {
     oom_victim => memory::oom_victim;
     tcp_retransmit => process::tcp_retransmit;
     process_exit => process::exit;
+    workload_exit => workload::exit;
+    workload_victim => workload::victim;
 }

@@ -22,6 +22,7 @@ use crate::sync::tracker::{ChangeSource, KernelTracker, TrackerLimits};
 use crate::sync::{
     self, Primary, PrimaryError, PrimarySettings, PrimaryStatus, Shadow, ShadowSettings, ShadowStatus,
 };
+use crate::telemetry::ExitWatch;
 use crate::traffic::{TrafficDriver as _, VirtualIp};
 use crate::workload::{Cgroup, CgroupFreezer, CommandWorkload, ThawGuard, WorkloadError, wait_healthy};
 
@@ -55,6 +56,8 @@ pub struct DriverSettings {
     pub thaw_guard: Arc<ThawGuard>,
     pub endpoint: Endpoint,
     pub registry: Registry,
+    /// Where the kernel pushes ends of processes, if it does.
+    pub exits: Option<ExitWatch>,
     /// Bounded; what does not fit is waited for.
     pub events: mpsc::Sender<(ServiceId, Event)>,
 }
@@ -75,7 +78,19 @@ impl Driver {
             .state_dir
             .join("log")
             .join(format!("{}.log", settings.spec.name));
-        let workload = CommandWorkload::adopt(settings.cgroup.clone(), settings.spec.workload.clone(), log)?;
+        let mut workload =
+            CommandWorkload::adopt(settings.cgroup.clone(), settings.spec.workload.clone(), log)?;
+        match settings
+            .exits
+            .as_ref()
+            .map(|exits| exits.watch(settings.cgroup.path()))
+        {
+            Some(Ok(exits)) => workload = workload.heed(exits),
+            Some(Err(error)) => {
+                tracing::warn!(service = %settings.spec.name, %error, "the kernel does not tell how its processes end");
+            }
+            None => {}
+        }
         let spec = &settings.spec;
         let address = VirtualIp::new(spec.address, spec.prefix_len, spec.interface.clone());
         // One job is under way at a time, so one place is enough.
@@ -170,8 +185,7 @@ impl Worker {
                 exited = workload.exited(), if watching => {
                     watching = false;
                     let why = match exited {
-                        Ok(Some(status)) => format!("the workload ended: {status}"),
-                        Ok(None) => "the workload ended".to_owned(),
+                        Ok(ended) => format!("the workload ended: {ended}"),
                         Err(error) => sync::chain(&error),
                     };
                     self.tell(Event::WorkloadExited { why }).await;
@@ -413,10 +427,10 @@ impl Worker {
             well = wait_healthy(&spec.health, spec.start_timeout) => {
                 well.map_err(|error| format!("it does not become well: {}", sync::chain(&error)))
             }
-            exited = self.workload.exited() => Err(match exited.map_err(failed)? {
-                Some(status) => format!("it ended while it started: {status}; its output is in {}", self.workload.log().display()),
-                None => "it ended while it started".to_owned(),
-            }),
+            exited = self.workload.exited() => {
+                let (ended, log) = (exited.map_err(failed)?, self.workload.log().display());
+                Err(format!("it ended while it started: {ended}; its output is in {log}"))
+            }
             () = interrupt.notified() => Err("it is no longer wanted".to_owned()),
         }
     }

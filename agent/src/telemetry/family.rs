@@ -9,6 +9,8 @@ pub enum ScopeKind {
     Devices,
     Files,
     Sockets,
+    /// By the program itself, whatever the scope.
+    Watched,
 }
 
 impl ScopeKind {
@@ -32,7 +34,7 @@ impl ScopeKind {
                 "DISK_MINOR",
             ],
             // Read with and without a scope.
-            Self::Files => &[],
+            Self::Files | Self::Watched => &[],
             Self::Sockets => &["SOCK_NET", "NET_INUM"],
         }
     }
@@ -80,7 +82,7 @@ const fn optional(name: &'static str, tracepoints: &'static [&'static str]) -> P
     }
 }
 
-pub const FAMILIES: [Family; 8] = [
+pub const FAMILIES: [Family; 9] = [
     Family {
         name: "run queue",
         features: &[Feature::RunQueueP50, Feature::RunQueueP99],
@@ -161,6 +163,27 @@ pub const FAMILIES: [Family; 8] = [
         scope: ScopeKind::Tasks,
         programs: &[program("process_exit", &["sched_process_exit"], &["task_struct"])],
         fields: &["TASK_PID", "TASK_TGID", "TASK_EXIT_CODE"],
+    },
+    Family {
+        name: "ends of workloads",
+        features: &[],
+        scope: ScopeKind::Watched,
+        programs: &[
+            program("workload_exit", &["sched_process_exit"], &["task_struct"]),
+            ProgramSpec {
+                optional: true,
+                ..program("workload_victim", &["mark_victim"], &["task_struct"])
+            },
+        ],
+        fields: &[
+            "TASK_PID",
+            "TASK_TGID",
+            "TASK_EXIT_CODE",
+            "TASK_CGROUPS",
+            "CSS_SET_CGROUP",
+            "CGROUP_NODE",
+            "NODE_ID",
+        ],
     },
 ];
 

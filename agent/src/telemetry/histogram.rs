@@ -63,6 +63,7 @@ pub fn accumulate(sum: &mut Metrics, cpu: &Metrics) {
         (&mut sum.exits, cpu.exits),
         (&mut sum.exits_by_signal, cpu.exits_by_signal),
         (&mut sum.stamps_lost, cpu.stamps_lost),
+        (&mut sum.exits_lost, cpu.exits_lost),
     ] {
         *sum = sum.wrapping_add(cpu);
     }

@@ -8,12 +8,14 @@
 //! | `scope` | configuration and the checked scope |
 //! | `family`, `attach`, `probes` | what programs give and need, loading and reading them |
 //! | `cgroup`, `host`, `disk`, `memory` | readers |
+//! | `exits` | ends of services' processes, as the kernel pushes them |
 //! | `fold`, `histogram` | pure: samples to one vector per tick |
 //! | `inventory`, `record` | what the machine is; the `record` subcommand |
 
 mod attach;
 mod cgroup;
 mod disk;
+mod exits;
 mod family;
 mod fold;
 mod histogram;
@@ -39,6 +41,7 @@ use fold::{Fold, Sample, Signal};
 use host::Pressure;
 use probes::{ProbeOptions, Probes};
 
+pub use exits::{ExitStream, ExitWatch, Exits, ProcessExit};
 pub use record::{RecordConfig, RecordError, record};
 pub use scope::{DEVICES_MAX, Scope, ScopeConfig, ScopeError, TelemetryConfig};
 
@@ -80,6 +83,8 @@ pub struct OwnCost {
     pub bpf_ns: Option<u64>,
     /// Durations that the kernel programs could not measure because a map was full.
     pub stamps_lost: u64,
+    /// Ends of services' processes that the kernel programs could not push: their causes are not known.
+    pub exits_lost: u64,
 }
 
 /// The watcher of one host or scope. [`sample`](Self::sample) reads files and makes system calls for well under a
@@ -158,6 +163,11 @@ impl Telemetry {
         })
     }
 
+    /// The ends of services' processes, once; none where the kernel does not push them.
+    pub fn exits(&mut self) -> Option<Exits> {
+        self.probes.as_mut()?.exits()
+    }
+
     /// Takes a sample; call it every [`SAMPLE_INTERVAL_MS`]. Returns the beacon of the tick that it closes.
     pub fn sample(&mut self, now: BootTime) -> Option<Beacon> {
         let before = cpu_ns(ClockId::CLOCK_THREAD_CPUTIME_ID);
@@ -174,6 +184,7 @@ impl Telemetry {
                 process_ns = cost.process_ns,
                 bpf_ns = cost.bpf_ns,
                 stamps_lost = cost.stamps_lost,
+                exits_lost = cost.exits_lost,
                 "own cost so far"
             );
         }
@@ -289,7 +300,8 @@ impl Telemetry {
             sample_ns: self.sample_ns,
             process_ns: cpu_ns(ClockId::CLOCK_PROCESS_CPUTIME_ID).unwrap_or(0),
             bpf_ns: self.probes.as_ref().and_then(Probes::run_time_ns),
-            stamps_lost: self.probes.as_ref().map_or(0, Probes::stamps_lost),
+            stamps_lost: self.probes.as_ref().map_or(0, |probes| probes.lost().0),
+            exits_lost: self.probes.as_ref().map_or(0, |probes| probes.lost().1),
         }
     }
 

@@ -11,6 +11,7 @@ use understudy_common::abi::telemetry::Metrics;
 use understudy_common::beacon::{Feature, Source};
 
 use super::attach::{self, ProbeError, chain};
+use super::exits::Exits;
 use super::family::{FAMILIES, Family};
 use super::fold::{Sample, Signal};
 use super::histogram::accumulate;
@@ -33,7 +34,7 @@ pub struct Probes {
     attached: Vec<&'static Family>,
     programs: Vec<&'static str>,
     refused: Vec<(String, String)>,
-    stamps_lost: u64,
+    lost: (u64, u64),
 }
 
 pub struct ProbeOptions {
@@ -85,7 +86,7 @@ impl Probes {
             attached,
             programs,
             refused: probes_refused,
-            stamps_lost: 0,
+            lost: (0, 0),
         })
     }
 
@@ -132,13 +133,22 @@ impl Probes {
             };
             sample.put(Feature::BpfCpuShare, Source::TpBtf, share);
         }
-        self.stamps_lost = metrics.stamps_lost;
+        self.lost = (metrics.stamps_lost, metrics.exits_lost);
         sample.metrics = Some(metrics);
     }
 
-    /// Durations that could not be measured because a map was full, as of the last scrape.
-    pub const fn stamps_lost(&self) -> u64 {
-        self.stamps_lost
+    /// Durations that could not be measured because a map was full, and ends of processes that could not be
+    /// pushed, as of the last scrape.
+    pub const fn lost(&self) -> (u64, u64) {
+        self.lost
+    }
+
+    /// The ends of services' processes, once; none where that program is not attached.
+    pub fn exits(&mut self) -> Option<Exits> {
+        if !self.programs.contains(&"workload_exit") {
+            return None;
+        }
+        Exits::new(self.ebpf.take_map("EXITS")?, self.ebpf.take_map("WATCHED")?)
     }
 
     /// Sum of the CPUs' records since the programs were attached.

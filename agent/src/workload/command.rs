@@ -4,6 +4,7 @@
 //! count. The cgroup, not a process id, says whether the service runs: that is what an agent that
 //! was restarted finds again.
 
+use std::fmt;
 use std::fs::OpenOptions;
 use std::os::fd::AsRawFd as _;
 use std::path::{Path, PathBuf};
@@ -15,9 +16,12 @@ use tokio::sync::Mutex;
 use understudy_common::spec::Workload;
 
 use super::{Cgroup, WorkloadError, log};
+use crate::telemetry::{ExitStream, ProcessExit};
 
 /// How long processes may take to disappear after SIGKILL.
 pub const STOP_KILL_MAX: Duration = Duration::from_secs(10);
+/// How long after a workload left its cgroup the kernel's push may still come.
+const PUSH_MAX: Duration = Duration::from_millis(20);
 /// How often the log's length is looked at.
 const LOG_CHECK: Duration = Duration::from_secs(5);
 
@@ -40,6 +44,29 @@ pub struct CommandWorkload {
     log: PathBuf,
     /// The process that this agent started; none after adoption.
     child: Mutex<Option<Child>>,
+    /// Where the kernel pushes the ends of its processes; none where it does not.
+    exits: Mutex<Option<ExitStream>>,
+}
+
+/// How a workload ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Ended {
+    /// Of its main process, or of the last one that is known of; none when nothing is known.
+    pub status: Option<ExitStatus>,
+    pub out_of_memory: bool,
+}
+
+impl fmt::Display for Ended {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.status {
+            Some(status) => write!(f, "{status}")?,
+            None => write!(f, "how is not known")?,
+        }
+        if self.out_of_memory {
+            write!(f, ", by the out-of-memory killer")?;
+        }
+        Ok(())
+    }
 }
 
 impl CommandWorkload {
@@ -55,7 +82,15 @@ impl CommandWorkload {
             spec,
             log: log.into(),
             child: Mutex::new(None),
+            exits: Mutex::new(None),
         })
+    }
+
+    /// Hears of ends from the kernel from now on.
+    #[must_use]
+    pub fn heed(mut self, exits: ExitStream) -> Self {
+        self.exits = Mutex::new(Some(exits));
+        self
     }
 
     pub fn cgroup(&self) -> &Cgroup {
@@ -88,6 +123,9 @@ impl CommandWorkload {
             return Err(WorkloadError::AlreadyRunning { cgroup, pids });
         }
         *child = None;
+        if let Some(exits) = &mut *self.exits.lock().await {
+            exits.clear();
+        }
         self.cgroup.thaw()?;
         *child = Some(self.spawn()?);
         Ok(())
@@ -161,23 +199,70 @@ impl CommandWorkload {
         })
     }
 
-    /// Waits until no process of the service is left, and keeps its log bounded meanwhile. Gives the
-    /// exit status when this agent started it.
+    /// Waits until no process of the service is left, and keeps its log bounded meanwhile.
     ///
     /// # Errors
     /// [`WorkloadError::Io`].
-    pub async fn exited(&self) -> Result<Option<ExitStatus>, WorkloadError> {
-        while !self.cgroup.wait_empty(LOG_CHECK).await? {
-            if let Err(error) = log::bound(&self.log) {
-                tracing::warn!(log = %self.log.display(), %error, "cannot cut the workload's log");
+    pub async fn exited(&self) -> Result<Ended, WorkloadError> {
+        let mut exits = self.exits.lock().await;
+        let main = self.child.lock().await.as_ref().and_then(Child::id);
+        let mut told: Option<ProcessExit> = None;
+        loop {
+            tokio::select! {
+                empty = self.cgroup.wait_empty(LOG_CHECK) => {
+                    if empty? {
+                        break;
+                    }
+                    if let Err(error) = log::bound(&self.log) {
+                        tracing::warn!(log = %self.log.display(), %error, "cannot cut the workload's log");
+                    }
+                }
+                exit = next(&mut exits) => {
+                    told = Some(prefer(told, exit, main));
+                    if self.is_left_soon().await? {
+                        break;
+                    }
+                }
             }
         }
-        let mut child = self.child.lock().await;
-        let Some(child) = child.as_mut() else {
-            return Ok(None);
-        };
-        // A process leaves its cgroup shortly before its parent can see its end.
-        let status = tokio::time::timeout(STOP_KILL_MAX, child.wait()).await;
-        Ok(status.ok().and_then(Result::ok))
+        if told.is_none() && exits.is_some() {
+            // The cgroup's own word may come first.
+            told = tokio::time::timeout(PUSH_MAX, next(&mut exits)).await.ok();
+        }
+        Ok(Ended {
+            status: self.status().await.or(told.map(|exit| exit.status)),
+            out_of_memory: told.is_some_and(|exit| exit.out_of_memory),
+        })
     }
+
+    /// Of the process that this agent started.
+    async fn status(&self) -> Option<ExitStatus> {
+        let mut child = self.child.lock().await;
+        // A process leaves its cgroup shortly before its parent can see its end.
+        let status = tokio::time::timeout(STOP_KILL_MAX, child.as_mut()?.wait()).await;
+        status.ok().and_then(Result::ok)
+    }
+
+    /// The kernel tells of an end a little before the process leaves its cgroup.
+    async fn is_left_soon(&self) -> Result<bool, WorkloadError> {
+        for pause_ms in [0, 1, 2, 4, 8, 16] {
+            tokio::time::sleep(Duration::from_millis(pause_ms)).await;
+            if !self.cgroup.is_populated()? {
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    }
+}
+
+async fn next(exits: &mut Option<ExitStream>) -> ProcessExit {
+    match exits {
+        Some(exits) => exits.next().await,
+        None => std::future::pending().await,
+    }
+}
+
+/// The end of the main process explains that of the workload; without it the last one does.
+fn prefer(told: Option<ProcessExit>, exit: ProcessExit, main: Option<u32>) -> ProcessExit {
+    told.filter(|told| Some(told.process) == main).unwrap_or(exit)
 }

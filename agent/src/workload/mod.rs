@@ -15,7 +15,7 @@ use std::io;
 use std::path::PathBuf;
 
 pub use cgroup::Cgroup;
-pub use command::{CommandWorkload, STOP_KILL_MAX, Stopped};
+pub use command::{CommandWorkload, Ended, STOP_KILL_MAX, Stopped};
 pub use freezer::{CgroupFreezer, FreezeError, Freezer, Frozen};
 pub use health::{HealthError, check, wait_healthy};
 pub use log::LOG_BYTES_MAX;
@@ -42,5 +42,7 @@ pub enum WorkloadError {
     },
 }
 
+#[cfg(test)]
+mod exit_tests;
 #[cfg(test)]
 mod tests;

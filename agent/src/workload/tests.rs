@@ -11,9 +11,9 @@ use understudy_common::spec::{Health, Workload};
 
 use super::*;
 
-const PATIENCE: Duration = Duration::from_secs(20);
+pub(super) const PATIENCE: Duration = Duration::from_secs(20);
 
-fn eventually(what: &str, mut condition: impl FnMut() -> bool) {
+pub(super) fn eventually(what: &str, mut condition: impl FnMut() -> bool) {
     let deadline = Instant::now() + PATIENCE;
     while !condition() {
         assert!(
@@ -25,13 +25,13 @@ fn eventually(what: &str, mut condition: impl FnMut() -> bool) {
 }
 
 /// A service's place: a cgroup and a directory, both removed at the end, however it ends.
-struct Place {
-    cgroup: Cgroup,
+pub(super) struct Place {
+    pub(super) cgroup: Cgroup,
     dir: tempfile::TempDir,
 }
 
 impl Place {
-    fn new(name: &str) -> Option<Self> {
+    pub(super) fn new(name: &str) -> Option<Self> {
         let root = ["/sys/fs/cgroup/unified", "/sys/fs/cgroup"].map(Path::new);
         let root = root.into_iter().find(|root| root.join("cgroup.procs").exists())?;
         let path = root.join(format!("usworkload-{name}-{}", std::process::id()));
@@ -47,7 +47,7 @@ impl Place {
         }
     }
 
-    fn workload(&self, script: &str) -> CommandWorkload {
+    pub(super) fn workload(&self, script: &str) -> CommandWorkload {
         let spec = Workload {
             start: ["/bin/bash", "-c", script].map(str::to_owned).to_vec(),
             stop_timeout: Duration::from_millis(500),
@@ -57,7 +57,7 @@ impl Place {
         CommandWorkload::adopt(self.cgroup.clone(), spec, self.dir.path().join("service.log")).unwrap()
     }
 
-    fn log(&self) -> String {
+    pub(super) fn log(&self) -> String {
         fs::read_to_string(self.dir.path().join("service.log")).unwrap_or_default()
     }
 
@@ -141,7 +141,7 @@ async fn an_exit_is_noticed_with_its_status() {
         .unwrap()
         .unwrap();
     eventually("the process is reaped", || !workload.is_running().unwrap());
-    assert_eq!(status.and_then(|status| status.code()), Some(7));
+    assert_eq!(status.status.and_then(|status| status.code()), Some(7));
 }
 
 #[tokio::test]

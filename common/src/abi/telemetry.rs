@@ -31,10 +31,56 @@ pub struct Metrics {
     pub exits_by_signal: u64,
     /// Start stamps that found their map full: that many durations were not measured.
     pub stamps_lost: u64,
+    /// Ends of watched processes that found the ring full.
+    pub exits_lost: u64,
+}
+
+/// Cgroups whose processes' ends are pushed.
+pub const WATCHED_MAX: u32 = 256;
+/// Victims of the out-of-memory killer that have not ended yet.
+pub const VICTIMS_MAX: u32 = 256;
+/// Size of the ring that ends are pushed into.
+pub const EXIT_BYTES_MAX: u32 = 1 << 16;
+
+/// The end of a process in a watched cgroup.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Exit {
+    /// The cgroup2 directory that it was in.
+    pub cgroup: u64,
+    /// When, on the kernel's boot clock.
+    pub boot_ns: u64,
+    pub process: u32,
+    /// As `wait` gives it: the exit code in the second byte, or the signal in the first.
+    pub code: u32,
+    /// 1 when the out-of-memory killer chose it.
+    pub out_of_memory: u32,
+    pub padding: u32,
+}
+
+const _: () = assert!(size_of::<Exit>() == 32);
+
+impl Exit {
+    /// None when the bytes are not one record.
+    pub fn from_bytes(bytes: &[u8]) -> Option<Self> {
+        let bytes: &[u8; size_of::<Self>()] = bytes.try_into().ok()?;
+        let (long, short) = (
+            |at: usize| u64::from_ne_bytes(core::array::from_fn(|n| bytes[at + n])),
+            |at: usize| u32::from_ne_bytes(core::array::from_fn(|n| bytes[at + n])),
+        );
+        Some(Self {
+            cgroup: long(0),
+            boot_ns: long(8),
+            process: short(16),
+            code: short(20),
+            out_of_memory: short(24),
+            padding: short(28),
+        })
+    }
 }
 
 const _: () = assert!(size_of::<Histogram>() == 1024);
-const _: () = assert!(size_of::<Metrics>() == 4 * 1024 + 8 * 8);
+const _: () = assert!(size_of::<Metrics>() == 4 * 1024 + 9 * 8);
 
 impl Histogram {
     pub const EMPTY: Self = Self {
@@ -56,6 +102,7 @@ impl Metrics {
         exits: 0,
         exits_by_signal: 0,
         stamps_lost: 0,
+        exits_lost: 0,
     };
 }
 

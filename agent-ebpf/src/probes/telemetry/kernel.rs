@@ -77,6 +77,13 @@ pub fn exit_code(task: Pointer) -> u32 {
     field!(task, TASK_EXIT_CODE, u32)
 }
 
+/// The cgroup2 directory that the task is in.
+#[inline(always)]
+pub fn cgroup_id(task: Pointer) -> u64 {
+    let cgroup = field!(field!(task, TASK_CGROUPS, Pointer), CSS_SET_CGROUP, Pointer);
+    field!(field!(cgroup, CGROUP_NODE, Pointer), NODE_ID, u64)
+}
+
 /// Whether the task is in the scope's cgroup or in one below it.
 #[inline(always)]
 pub fn task_in_scope(task: Pointer) -> bool {
