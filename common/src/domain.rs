@@ -16,7 +16,7 @@ pub const LABEL_BYTES_MAX: usize = 64;
     serde::Serialize,
     serde::Deserialize,
 )]
-#[serde(deny_unknown_fields)]
+#[serde(default, deny_unknown_fields)]
 pub struct Domain {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub rack: Option<String>,

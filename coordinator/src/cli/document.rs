@@ -3,6 +3,7 @@
 use std::net::SocketAddr;
 
 use serde::Deserialize;
+use understudy_common::domain::Domain;
 
 #[derive(Debug, Deserialize)]
 pub(super) struct Status {
@@ -40,6 +41,8 @@ pub(super) struct Host {
     #[serde(default)]
     pub safe_mode: bool,
     pub ebpf_source: Option<String>,
+    #[serde(default)]
+    pub domain: Domain,
     pub ebpf_programs: Option<u32>,
 }
 

@@ -125,10 +125,25 @@ fn hosts_table(hosts: &[Host]) -> String {
                 risk,
                 source,
                 programs,
+                domain(h),
             ]
         })
         .collect();
-    render(&["host", "id", "state", "risk", "signals", "programs"], &rows)
+    let header = ["host", "id", "state", "risk", "signals", "programs", "domain"];
+    render(&header, &rows)
+}
+
+/// `rack r1, region eu`
+fn domain(host: &Host) -> String {
+    let labels = host.domain.labels();
+    let named: Vec<_> = labels
+        .iter()
+        .filter_map(|(kind, label)| Some(format!("{kind} {}", (*label)?)))
+        .collect();
+    if named.is_empty() {
+        return "-".to_owned();
+    }
+    named.join(", ")
 }
 
 fn services_table(status: &Status) -> String {

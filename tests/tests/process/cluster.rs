@@ -13,8 +13,8 @@ use understudy_testbed::{Host, HostSpec, Process, Testbed, wait_for};
 
 pub const PATIENCE: Duration = Duration::from_secs(90);
 pub const SERVICE: &str = "redis";
-const ADDRESS: Ipv4Addr = Ipv4Addr::new(10, 77, 0, 100);
-const PORT: u16 = 6379;
+pub const ADDRESS: Ipv4Addr = Ipv4Addr::new(10, 77, 0, 100);
+pub const PORT: u16 = 6379;
 const ANSWER: Duration = Duration::from_millis(500);
 pub const REDIS: &str = "/usr/bin/redis-server";
 

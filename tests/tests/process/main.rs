@@ -1,6 +1,7 @@
 //! The real programs in a test bed: what a cluster goes through when its processes die.
 
 mod cluster;
+mod gray;
 
 use std::path::Path;
 use std::time::Duration;
@@ -45,12 +46,22 @@ fn settle(cluster: &Cluster) -> Result<()> {
 
 #[test]
 fn a_service_outlives_every_process_that_keeps_it() -> Result<()> {
+    tell("process", story)
+}
+
+#[test]
+fn a_holder_that_clients_cannot_reach_loses_its_lease_with_the_evidence() -> Result<()> {
+    tell("gray", |cluster| gray::story(cluster))
+}
+
+/// Runs a story on a cluster of its own; the logs of one that failed are kept.
+fn tell(area: &str, story: impl FnOnce(&mut Cluster) -> Result<()>) -> Result<()> {
     skip_without_testbed!();
     if !Path::new(REDIS).exists() {
         println!("skipped: {REDIS} is not installed");
         return Ok(());
     }
-    let mut cluster = Cluster::start("process")?;
+    let mut cluster = Cluster::start(area)?;
     let outcome = story(&mut cluster);
     if outcome.is_err() {
         let logs = Path::new(env!("CARGO_MANIFEST_DIR")).join("../target/process-logs");
