@@ -1,7 +1,8 @@
 //! The event loop that owns the replica and its log.
 //!
 //! Invariants: the `select` only picks; state changes in `Core::handle`, synchronously and under
-//! this one owner. Outputs leave through [`drain`] alone. Every request is answered, with `Busy`
+//! this one owner. Outputs leave through
+//! `Core::deliver` alone. Every request is answered, with `Busy`
 //! when there is no room for it.
 
 use std::collections::BTreeMap;
@@ -22,7 +23,7 @@ use crate::forecast::{self, Prediction, Tick};
 use crate::net::Outbox;
 use crate::replica::{Output, Replica, RequestId, TRANSFER_MAX};
 use crate::run::RunError;
-use crate::storage::{Storage, StorageError, drain};
+use crate::storage::{Disk, DiskEvent};
 
 /// Events that wait for the loop. Requests beyond are answered `Busy`, raft messages dropped.
 pub const EVENTS_MAX: usize = 4_096;
@@ -45,10 +46,15 @@ pub enum Event {
         addr: SocketAddr,
         message: Message,
     },
-    /// A message that could not be delivered.
-    Undelivered {
+    /// A snapshot came in, on its own stream.
+    Snapshot {
+        from: CoordinatorId,
+        message: Message,
+    },
+    /// What became of a snapshot.
+    SnapshotSent {
         to: CoordinatorId,
-        snapshot: bool,
+        arrived: bool,
     },
     HostGone(HostId),
     /// What the model says in this tick.
@@ -62,7 +68,7 @@ struct Pending {
 
 pub struct Core {
     replica: Replica,
-    storage: Storage,
+    disk: Disk,
     prediction: Prediction,
     threshold: Option<BasisPoints>,
     outbox: Outbox,
@@ -70,19 +76,22 @@ pub struct Core {
     last_request: u64,
     /// The revision of the members that the network follows.
     followed: u64,
+    /// The disk has no room.
+    full: bool,
 }
 
 impl Core {
-    pub fn new(replica: Replica, storage: Storage, outbox: Outbox, prediction: Prediction) -> Self {
+    pub fn new(replica: Replica, disk: Disk, outbox: Outbox, prediction: Prediction) -> Self {
         Self {
             replica,
-            storage,
+            disk,
             threshold: prediction.threshold_bp,
             prediction,
             outbox,
             pending: BTreeMap::new(),
             last_request: 0,
             followed: 0,
+            full: false,
         }
     }
 
@@ -113,6 +122,10 @@ impl Core {
                     Some(event) => Some(event),
                     None => return Ok(()),
                 },
+                event = self.disk.event() => {
+                    self.written(event)?;
+                    None
+                }
                 () = tokio::time::sleep(due) => None,
                 () = &mut stop, if stops_at.is_none() => {
                     let now = boot_now();
@@ -145,7 +158,9 @@ impl Core {
                 }
                 self.replica.handle_message(now, from, message);
             }
-            Event::Undelivered { to, snapshot } => self.replica.handle_undelivered(now, to, snapshot),
+            Event::Snapshot { from, message } => self.replica.handle_message(now, from, message),
+            Event::SnapshotSent { to, arrived: true } => self.replica.handle_snapshot_delivered(now, to),
+            Event::SnapshotSent { to, arrived: false } => self.replica.handle_undelivered(now, to, true),
             Event::HostGone(host) => self.replica.handle_host_gone(now, host),
             Event::Scores(tick) => {
                 forecast::follow(&mut self.prediction, self.threshold, &tick);
@@ -184,7 +199,7 @@ impl Core {
     }
 
     fn drain(&mut self) -> Result<(), RunError> {
-        self.write_and_deliver()?;
+        self.deliver();
         let coordinators = &self.replica.state().coordinators;
         if coordinators.revision != self.followed {
             self.followed = coordinators.revision;
@@ -199,33 +214,55 @@ impl Core {
         }
     }
 
-    fn write_and_deliver(&mut self) -> Result<(), StorageError> {
-        let Self {
-            replica,
-            storage,
-            outbox,
-            pending,
-            prediction,
-            ..
-        } = self;
-        drain(replica, storage, boot_now, |output| match output {
-            Output::Send { to, message } => outbox.send(to, message),
-            Output::Order { host, order } => outbox.order(host, order),
-            Output::Reply { id, response } => {
-                let Some(waiting) = pending.remove(&id) else {
-                    return;
-                };
-                answer(
-                    waiting.reply,
-                    match response {
-                        Response::Document(document) if waiting.status => {
-                            Response::Document(api::status(&document, prediction))
-                        }
-                        other => other,
-                    },
-                );
+    fn written(&mut self, event: Option<DiskEvent>) -> Result<(), RunError> {
+        match event {
+            Some(DiskEvent::Written) => {
+                if std::mem::take(&mut self.full) {
+                    tracing::warn!("there is room for the raft log again");
+                    self.replica.handle_disk_full(boot_now(), false);
+                }
+                self.replica.handle_persisted(boot_now());
+                Ok(())
             }
-        })
+            Some(DiskEvent::Full(error)) => {
+                tracing::error!(%error, "the disk is full");
+                self.full = true;
+                self.replica.handle_disk_full(boot_now(), true);
+                Ok(())
+            }
+            Some(DiskEvent::Failed(error)) => Err(error.into()),
+            None => Err(RunError::Halted(
+                "the thread that writes the log is gone".to_owned(),
+            )),
+        }
+    }
+
+    /// The one place where outputs leave the replica. What depends on a write is among them only once
+    /// the write is durable.
+    fn deliver(&mut self) {
+        while let Some(output) = self.replica.poll_output() {
+            match output {
+                Output::Send { to, message } => self.outbox.send(to, message),
+                Output::Order { host, order } => self.outbox.order(host, order),
+                Output::Reply { id, response } => self.reply(id, response),
+            }
+        }
+        if let Some(persist) = self.replica.poll_persist() {
+            self.disk.write(persist);
+        }
+    }
+
+    fn reply(&mut self, id: RequestId, response: Response) {
+        let Some(waiting) = self.pending.remove(&id) else {
+            return;
+        };
+        let response = match response {
+            Response::Document(document) if waiting.status => {
+                Response::Document(api::status(&document, &self.prediction))
+            }
+            other => other,
+        };
+        answer(waiting.reply, response);
     }
 }
 

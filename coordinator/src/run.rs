@@ -11,7 +11,7 @@ use crate::clock::boot_now;
 use crate::config::CoordinatorConfig;
 use crate::coordinator::{Core, EVENTS_MAX};
 use crate::replica::{Replica, ReplicaError, Settings};
-use crate::storage::{Storage, StorageError};
+use crate::storage::{Disk, Storage, StorageError};
 use crate::{forecast, net};
 
 #[derive(Debug, thiserror::Error)]
@@ -60,7 +60,8 @@ pub async fn run(
         }
     }
     tracing::info!(id = %config.id, listen = %config.listen, term = replica.term(), "runs");
-    Core::new(replica, storage, outbox, prediction)
+    let disk = Disk::start(storage).map_err(RunError::Thread)?;
+    Core::new(replica, disk, outbox, prediction)
         .run(queue, stop)
         .await?;
     Ok(())

@@ -60,8 +60,7 @@ fn a_coordinator_told_to_stop_stops_cleanly() {
     let mut cluster = Cluster::new(1);
     cluster.start(1);
     cluster.leader(None);
-    let pid = nix::unistd::Pid::from_raw(i32::try_from(cluster.pid(1)).unwrap());
-    nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGTERM).unwrap();
+    cluster.stop(1);
     assert_eq!(cluster.exit_code(1), Some(0));
 }
 

@@ -5,7 +5,8 @@ mod group;
 use std::time::Duration;
 
 use group::{Group, id, note, settings};
-use understudy_coordinator::replica::Settings;
+use raft::eraftpb::MessageType;
+use understudy_coordinator::replica::{Message, Settings};
 
 fn with_an_old_third() -> Group {
     let mut group = Group::of((1..=3).map(|n| Settings {
@@ -66,4 +67,30 @@ fn a_replica_that_was_downgraded_stops_at_the_first_command_that_it_cannot_apply
     );
     assert_eq!(replica.state().garbage, 0);
     assert!(replica.state().events.after(0).all(|event| event.text != "new"));
+}
+
+#[test]
+fn a_replica_that_is_sent_a_newer_snapshot_stops_in_plain_words() {
+    let mut group = Group::new(3);
+    let leader = group.await_leader();
+    let old = (1..=3).map(id).find(|n| *n != leader).unwrap();
+    let mut message = Message {
+        from: leader.0,
+        to: old.0,
+        term: group.replica(leader).term(),
+        ..Message::default()
+    };
+    message.set_msg_type(MessageType::MsgSnapshot);
+    let mut newer = group.replica(leader).state().to_snapshot();
+    newer[12] += 1;
+    message.mut_snapshot().set_data(newer.into());
+    message.mut_snapshot().mut_metadata().index = 1_000;
+    let now = group.now;
+    let replica = group.nodes.get_mut(&old).unwrap().replica.as_mut().unwrap();
+    replica.handle_message(now, leader, message);
+    let why = replica.halted().unwrap().to_string();
+    assert!(
+        why.contains("snapshot has version 2, and this program reads version 1"),
+        "{why}"
+    );
 }

@@ -9,6 +9,7 @@
 //! | `Raft` | coordinator | uni: raft messages in order, no response |
 //! | `Beacon` | agent | uni: delta-encoded beacons in order, no response |
 //! | `Sync` | primary's agent | bi: generations one way, acknowledgements the other |
+//! | `Snapshot` | coordinator | bi: a head and chunks one way, one response the other |
 
 mod control;
 mod order;
@@ -28,6 +29,7 @@ pub enum StreamKind {
     Raft = 2,
     Beacon = 3,
     Sync = 4,
+    Snapshot = 5,
 }
 
 impl StreamKind {
@@ -37,6 +39,7 @@ impl StreamKind {
             2 => Self::Raft,
             3 => Self::Beacon,
             4 => Self::Sync,
+            5 => Self::Snapshot,
             _ => return None,
         })
     }
@@ -44,7 +47,7 @@ impl StreamKind {
     pub const fn frame_max(self) -> usize {
         match self {
             Self::Sync => SYNC_FRAME_MAX,
-            Self::Rpc | Self::Raft | Self::Beacon => CONTROL_FRAME_MAX,
+            Self::Rpc | Self::Raft | Self::Beacon | Self::Snapshot => CONTROL_FRAME_MAX,
         }
     }
 }

@@ -46,6 +46,7 @@ pub(super) enum AskError {
 enum Turn {
     Answered(Option<String>),
     NotLeader,
+    Busy(Refusal),
     Lost(TransportError),
 }
 
@@ -106,6 +107,9 @@ impl Cluster {
                     Turn::NotLeader => {
                         self.excuses.insert(id, "does not lead".to_owned());
                     }
+                    Turn::Busy(refusal) => {
+                        self.excuses.insert(id, refusal.to_string());
+                    }
                     Turn::Lost(why) => {
                         self.links.remove(&id);
                         self.excuses.insert(id, why.to_string());
@@ -130,7 +134,7 @@ impl Cluster {
             Ok(Response::Document(document)) => Ok(Turn::Answered(Some(document))),
             Ok(Response::NotLeader(_)) => Ok(Turn::NotLeader),
             // A full queue took nothing in: the next round may find room.
-            Ok(Response::Refused(Refusal::Busy(_))) => Ok(Turn::NotLeader),
+            Ok(Response::Refused(refusal @ Refusal::Busy(_))) => Ok(Turn::Busy(refusal)),
             Ok(Response::Refused(refusal)) => Err(AskError::Refused(refusal)),
             Ok(Response::Renewed(_)) => Err(AskError::Answer(id)),
             Err(why @ TransportError::Tls(_)) => Ok(Turn::Lost(why)),

@@ -27,6 +27,8 @@ pub(super) struct Coordinator {
     pub standing: Option<String>,
     #[serde(default)]
     pub reachable: bool,
+    #[serde(default)]
+    pub disk_full: bool,
     pub command_version: Option<u32>,
     #[serde(default)]
     pub software: String,

@@ -80,7 +80,12 @@ fn coordinators_table(coordinators: &[Coordinator]) -> String {
                 or_dash(c.addr.map(|addr| addr.to_string())),
                 c.role.clone(),
                 or_dash(c.standing.clone()),
-                if c.reachable { "yes" } else { "no" }.to_owned(),
+                match (c.reachable, c.disk_full) {
+                    (false, _) => "no",
+                    (true, true) => "yes, disk full",
+                    (true, false) => "yes",
+                }
+                .to_owned(),
                 or_dash(c.term.map(|n| n.to_string())),
                 or_dash(c.applied.map(|n| n.to_string())),
                 c.command_version

@@ -14,7 +14,7 @@ use understudy_common::wire::StreamKind;
 use understudy_transport::{Endpoint, FrameReceiver, Incoming, Link, TransportError};
 
 use super::hosts::HostEvent;
-use super::{beacons, rpc};
+use super::{beacons, rpc, snapshots};
 use crate::coordinator::Event;
 
 /// Links open at once, handshakes included. Further peers wait at the socket.
@@ -27,6 +27,8 @@ struct Server {
     /// None: nobody predicts.
     beacons: Option<SyncSender<Beacon>>,
     numbers: Arc<AtomicU64>,
+    /// Room for snapshots that come in.
+    snapshots: Arc<Semaphore>,
 }
 
 pub(super) async fn run(
@@ -40,6 +42,7 @@ pub(super) async fn run(
         hosts,
         beacons,
         numbers: Arc::default(),
+        snapshots: Arc::new(Semaphore::new(snapshots::AT_ONCE)),
     };
     let room = Arc::new(Semaphore::new(LINKS_MAX));
     let mut links = JoinSet::new();
@@ -103,8 +106,10 @@ impl Server {
             tokio::select! {
                 stream = link.accept_bi() => match stream {
                     Ok(stream) => {
-                        let events = self.events.clone();
-                        streams.spawn(async move { report(who, rpc::serve(who, stream, events).await) });
+                        let (events, snapshots) = (self.events.clone(), Arc::clone(&self.snapshots));
+                        streams.spawn(async move {
+                            report(who, rpc::serve(who, stream, events, snapshots).await);
+                        });
                     }
                     Err(_) => return,
                 },

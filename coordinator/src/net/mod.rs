@@ -8,6 +8,7 @@ mod beacons;
 mod hosts;
 mod peers;
 mod rpc;
+mod snapshots;
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;

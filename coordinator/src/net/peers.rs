@@ -5,10 +5,12 @@ use std::time::Duration;
 use protobuf::Message as _;
 use raft::eraftpb::{Message, MessageType};
 use tokio::sync::mpsc;
+use tokio::task::JoinSet;
 use understudy_common::identity::Principal;
 use understudy_common::wire::StreamKind;
 use understudy_transport::{Endpoint, FrameSender, Link, TransportError};
 
+use super::snapshots;
 use crate::config::Member;
 use crate::coordinator::Event;
 
@@ -32,12 +34,18 @@ pub(super) async fn run(
                 (backoff, last_error) = (BACKOFF_MIN, None);
                 // Told while the link was down: raft has newer things to say.
                 while let Ok(message) = messages.try_recv() {
-                    undelivered(&events, peer, &message);
+                    if message.get_msg_type() == MessageType::MsgSnapshot {
+                        snapshot_sent(&events, peer, false).await;
+                    }
                 }
+                let mut under_way = JoinSet::new();
                 let why = tokio::select! {
-                    why = pump(sender, peer, &mut messages, &events) => why,
+                    why = pump(sender, &link, peer, &mut messages, &mut under_way, &events) => why,
                     why = link.closed() => Some(why),
                 };
+                if !under_way.is_empty() {
+                    snapshot_sent(&events, peer, false).await;
+                }
                 let Some(why) = why else { return };
                 tracing::warn!(peer = %peer.id, why, "the link ended");
             }
@@ -72,11 +80,26 @@ async fn connect(endpoint: &Endpoint, peer: Member) -> Result<(Link, FrameSender
 /// Sends until the stream fails (why) or the loop is gone (none).
 async fn pump(
     mut sender: FrameSender,
+    link: &Link,
     peer: Member,
     messages: &mut mpsc::Receiver<Message>,
+    under_way: &mut JoinSet<bool>,
     events: &mpsc::Sender<Event>,
 ) -> Option<String> {
-    while let Some(message) = messages.recv().await {
+    loop {
+        let message = tokio::select! {
+            message = messages.recv() => message?,
+            Some(arrived) = under_way.join_next() => {
+                snapshot_sent(events, peer, arrived.unwrap_or(false)).await;
+                continue;
+            }
+        };
+        if message.get_msg_type() == MessageType::MsgSnapshot {
+            if under_way.is_empty() {
+                under_way.spawn(snapshots::send(link.clone(), message));
+            }
+            continue;
+        }
         let bytes = match message.write_to_bytes() {
             Ok(bytes) => bytes,
             Err(error) => {
@@ -85,26 +108,15 @@ async fn pump(
             }
         };
         if let Err(error) = sender.send(&bytes).await {
-            undelivered(events, peer, &message);
             return Some(error.to_string());
         }
     }
-    None
 }
 
-/// raft waits for the fate of a snapshot; of other messages it only learns to send less.
-fn undelivered(events: &mpsc::Sender<Event>, peer: Member, message: &Message) {
-    let snapshot = message.get_msg_type() == MessageType::MsgSnapshot;
-    if snapshot
-        && events
-            .try_send(Event::Undelivered {
-                to: peer.id,
-                snapshot,
-            })
-            .is_err()
-    {
-        tracing::warn!(peer = %peer.id, "the loop is too busy to hear of a lost snapshot");
-    }
+/// raft waits for the fate of a snapshot; the loop is gone only when the process stops.
+async fn snapshot_sent(events: &mpsc::Sender<Event>, peer: Member, arrived: bool) {
+    let to = peer.id;
+    let _ = events.send(Event::SnapshotSent { to, arrived }).await;
 }
 
 /// 0.5 to 1.5, so that coordinators that lost each other do not dial in step.

@@ -31,7 +31,6 @@ pub(super) fn begin(
             ..HardState::default()
         }),
         snapshot: Some(first_snapshot(settings)),
-        must_sync: true,
         ..Persist::default()
     };
     let durable = Durable {

@@ -1,6 +1,6 @@
 //! What a leader does unasked: plans, proposals, orders, and what follows from applied entries.
 
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use raft::eraftpb::Entry;
@@ -24,12 +24,12 @@ impl Leading {
     pub(super) fn new(term: u64, now: BootTime) -> Self {
         Self {
             term,
+            full: BTreeMap::new(),
             seen: BTreeMap::new(),
             waiters: BTreeMap::new(),
             proposed: BTreeMap::new(),
             steps: BTreeMap::new(),
             sent: BTreeMap::new(),
-            confirmed: VecDeque::new(),
             orders_at: now,
             orders_index: 0,
             calm_at: now,
@@ -190,6 +190,10 @@ impl Replica {
 
     /// Whether one more entry can be proposed.
     pub(super) fn check_room(&self) -> Result<(), Refusal> {
+        if self.disk_full {
+            let id = self.settings.id;
+            return Err(Refusal::Busy(format!("writes of {id}, whose disk has no room,")));
+        }
         let last = self.node.raft.raft_log.last_index();
         if !self.is_leader() || last.saturating_sub(self.state.index) >= PROPOSALS_MAX {
             return Err(Refusal::Busy("proposals".to_owned()));

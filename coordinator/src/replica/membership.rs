@@ -115,7 +115,7 @@ impl Replica {
     }
 
     /// The voter that is best prepared to lead, other than this one.
-    pub(super) fn successor(&self) -> Option<CoordinatorId> {
+    pub(super) fn successor(&self, now: BootTime) -> Option<CoordinatorId> {
         let members = &self.state.coordinators.members;
         let voters = members
             .iter()
@@ -123,7 +123,8 @@ impl Replica {
         voters
             .filter_map(|(id, _)| {
                 let progress = self.node.raft.prs().get(id.0)?;
-                progress.recent_active.then_some((progress.matched, *id))
+                let able = progress.recent_active && !self.has_full_disk(now, *id);
+                able.then_some((progress.matched, *id))
             })
             .max()
             .map(|(_, id)| id)

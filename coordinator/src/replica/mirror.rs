@@ -1,7 +1,7 @@
 //! raft's view of its storage: an in-memory mirror of what the shell keeps on disk.
 //!
-//! Invariant: the mirror runs ahead of the disk only by the one [`Persist`](super::Persist) that is
-//! under way, and nothing that depends on that leaves before it is on disk.
+//! Invariant: the mirror runs ahead of the disk only by the writes that are under way, and nothing
+//! that depends on them leaves before they are on disk.
 
 use raft::eraftpb::{ConfState, Entry, HardState, Snapshot};
 use raft::{GetEntriesContext, RaftState, Storage, StorageError};
@@ -42,7 +42,9 @@ impl Mirror {
                 entries[0].index
             ));
         }
-        let hard_state = durable.hard_state;
+        let mut hard_state = durable.hard_state;
+        // How far the log is committed is written along with other things only; a snapshot was.
+        hard_state.commit = hard_state.commit.max(snap_index);
         let last = entries.last().map_or(before.0, |entry| entry.index);
         if hard_state.commit > last {
             return corrupt(format!(
@@ -71,6 +73,10 @@ impl Mirror {
     /// The members as of the last entry applied.
     pub(super) fn set_members(&mut self, members: ConfState) {
         self.members = members;
+    }
+
+    pub(super) const fn hard_state(&self) -> &HardState {
+        &self.hard_state
     }
 
     pub(super) fn set_hard_state(&mut self, hard_state: HardState) {

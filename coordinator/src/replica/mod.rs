@@ -36,10 +36,10 @@ use understudy_common::wire::{Order, Response};
 
 use crate::lease::{LeaseTable, Rounds};
 use crate::plan::Seen;
-use crate::state::{COMMAND_VERSION, State};
+use crate::state::{COMMAND_VERSION, SNAPSHOT_VERSION, State};
 use holds::Holds;
 use mirror::Mirror;
-use persist::Flight;
+use persist::Flights;
 pub use raft::eraftpb::{Entry, HardState, Message, Snapshot};
 use requests::Waiter;
 pub use transfer::TRANSFER_MAX;
@@ -120,7 +120,7 @@ pub struct Durable {
     pub entries: Vec<Entry>,
 }
 
-/// To be made durable as a whole, in one write.
+/// To be made durable as a whole, in one write that is waited for.
 #[derive(Clone, Debug, Default)]
 pub struct Persist {
     /// Replace everything at or after the index of the first of them.
@@ -130,8 +130,6 @@ pub struct Persist {
     pub snapshot: Option<Snapshot>,
     /// Entries with a lower index may be deleted, after the rest is durable.
     pub compact_to: Option<u64>,
-    /// When false the disk need not be waited for: losing it loses nothing.
-    pub must_sync: bool,
 }
 
 /// A request's name, given by the shell; the reply carries it.
@@ -159,6 +157,10 @@ pub enum ReplicaError {
     #[error("raft refused to start: {0}")]
     Raft(#[from] raft::Error),
     #[error(
+        "the leader's snapshot has version {version}, and this program reads version {SNAPSHOT_VERSION}: start the newer program"
+    )]
+    SnapshotTooNew { version: u32 },
+    #[error(
         "entry {index} of the log needs command version {needs}, and this program applies versions up to {knows}: start the newer program again"
     )]
     TooOld { index: u64, needs: u32, knows: u32 },
@@ -175,7 +177,7 @@ pub struct Replica {
     /// Wall clock as last told, for commands.
     wall_ms: u64,
     outputs: VecDeque<Output>,
-    flight: Option<Flight>,
+    flights: Flights,
     leading: Option<Leading>,
     leases: LeaseTable,
     rounds: Rounds<RequestId>,
@@ -184,6 +186,8 @@ pub struct Replica {
     announce_at: u64,
     /// The members changed: a snapshot that knows of it is to be made.
     snapshot_due: bool,
+    /// The disk takes nothing: no command is taken in.
+    disk_full: bool,
     /// Why this replica does nothing any more.
     halted: Option<ReplicaError>,
 }
@@ -191,6 +195,8 @@ pub struct Replica {
 /// What only a leader has; gone with the leadership.
 struct Leading {
     term: u64,
+    /// When coordinators last said that their disk is full.
+    full: BTreeMap<CoordinatorId, BootTime>,
     seen: BTreeMap<HostId, Seen>,
     waiters: BTreeMap<u64, Waiter>,
     /// Index of each service's proposal under way.
@@ -199,8 +205,6 @@ struct Leading {
     steps: BTreeMap<ServiceId, ((understudy_common::id::Epoch, u8), BootTime)>,
     /// The newest revision sent to each host for each service, and when.
     sent: BTreeMap<(HostId, ServiceId), (u64, BootTime)>,
-    /// Confirmed rounds whose index is not applied yet: index, round.
-    confirmed: VecDeque<(u64, u64)>,
     /// When orders are looked at again even if the state does not change.
     orders_at: BootTime,
     /// The state that orders were last derived from.
@@ -254,12 +258,13 @@ impl Replica {
             ticked_at: now,
             wall_ms: 0,
             outputs: VecDeque::new(),
-            flight: first.map(Flight::first),
+            flights: Flights::new(first),
             leading: None,
             rounds: Rounds::default(),
             transfer: None,
             announce_at: 0,
             snapshot_due: false,
+            disk_full: false,
             halted: None,
             settings,
         };
@@ -296,6 +301,9 @@ impl Replica {
             self.expire_renewals(now);
             self.announce();
             self.follow_members();
+            if self.disk_full {
+                self.hand_on(now);
+            }
             self.decide(now);
         }
         self.start_round(now);
@@ -313,7 +321,7 @@ impl Replica {
         let honest = message.from == from.0 && message.to == self.settings.id.0 && from != self.settings.id;
         let expected = match kind {
             MessageType::MsgPropose if honest => {
-                self.announced(from, &message);
+                self.heard(now, from, &message);
                 self.drive(now);
                 return;
             }
@@ -323,9 +331,7 @@ impl Replica {
             | MessageType::MsgReadIndex
             | MessageType::MsgReadIndexResp
             | MessageType::MsgTransferLeader => false,
-            MessageType::MsgSnapshot => {
-                honest && State::from_snapshot(message.get_snapshot().get_data()).is_ok()
-            }
+            MessageType::MsgSnapshot => honest && self.can_read(message.get_snapshot()),
             _ => honest,
         };
         if !expected {
@@ -361,13 +367,29 @@ impl Replica {
     }
 
     /// A message could not be delivered. raft sends entries again by itself, but waits for the fate
-    /// of a snapshot.
+    /// of a snapshot: this, or [`Self::handle_snapshot_delivered`].
     pub fn handle_undelivered(&mut self, now: BootTime, to: CoordinatorId, snapshot: bool) {
         self.node.report_unreachable(to.0);
         if snapshot {
             self.node.report_snapshot(to.0, raft::SnapshotStatus::Failure);
         }
         self.drive(now);
+    }
+
+    /// A snapshot was taken in by the other side.
+    pub fn handle_snapshot_delivered(&mut self, now: BootTime, to: CoordinatorId) {
+        self.node.report_snapshot(to.0, raft::SnapshotStatus::Finish);
+        self.drive(now);
+    }
+
+    /// The disk has no room, or room again. What waits for it goes on waiting; a leader gives the
+    /// leadership away, since it can acknowledge nothing.
+    pub fn handle_disk_full(&mut self, now: BootTime, full: bool) {
+        self.disk_full = full;
+        self.announce_at = self.ticks;
+        if full {
+            self.hand_on(now);
+        }
     }
 
     pub fn poll_output(&mut self) -> Option<Output> {

@@ -1,6 +1,8 @@
 //! Draining raft: what becomes durable, what leaves at once, what waits, what is applied.
 
-use raft::eraftpb::{Entry, EntryType, Message, Snapshot};
+use std::collections::VecDeque;
+
+use raft::eraftpb::{Entry, EntryType, Message, MessageType, Snapshot};
 use understudy_common::id::CoordinatorId;
 use understudy_common::units::BootTime;
 
@@ -10,13 +12,21 @@ use crate::state::State;
 /// Entries kept behind a snapshot for followers that are a little late.
 const TAIL: u64 = 512;
 
-/// A write under way.
+/// Readies that raft has given out and that are not durable yet. Each costs some bytes: a replica whose
+/// disk has taken nothing for hours goes silent.
+const READIES_MAX: u64 = 1 << 18;
+/// Messages that wait for one write; the oldest go first, since raft sends again what matters.
+const WAITING_MAX: usize = 4_096;
+
+/// A write that is wanted or under way, and what waits for it.
 pub(super) struct Flight {
+    /// The last of raft's readies that are durable with it.
     number: u64,
+    persist: Persist,
+    /// It makes a term or a vote durable.
+    votes: bool,
     /// Sent once it is durable.
-    messages: Vec<Message>,
-    /// Taken by the shell once.
-    persist: Option<Persist>,
+    messages: VecDeque<Message>,
 }
 
 impl Flight {
@@ -24,54 +34,118 @@ impl Flight {
     pub(super) const fn first(persist: Persist) -> Self {
         Self {
             number: 0,
-            messages: Vec::new(),
-            persist: Some(persist),
+            persist,
+            votes: true,
+            messages: VecDeque::new(),
         }
+    }
+
+    fn wait(&mut self, number: u64, messages: Vec<Message>) {
+        self.number = number;
+        self.messages.extend(messages);
+        let over = self.messages.len().saturating_sub(WAITING_MAX);
+        self.messages.drain(..over);
+    }
+}
+
+/// Writes in the order in which they have to become durable.
+#[derive(Default)]
+pub(super) struct Flights {
+    queue: VecDeque<Flight>,
+    /// How many of the first the shell writes as one.
+    taken: usize,
+    /// The last ready that is durable.
+    durable: u64,
+}
+
+impl Flights {
+    pub(super) fn new(first: Option<Persist>) -> Self {
+        Self {
+            queue: first.map(Flight::first).into_iter().collect(),
+            ..Self::default()
+        }
+    }
+
+    fn votes(&self) -> bool {
+        self.queue.iter().any(|flight| flight.votes)
     }
 }
 
 impl Replica {
-    /// The next thing to make durable. Nothing more comes before [`Self::handle_persisted`].
+    /// The next thing to make durable: everything that waits, as one. Nothing more comes before
+    /// [`Self::handle_persisted`].
     pub fn poll_persist(&mut self) -> Option<Persist> {
-        self.flight.as_mut()?.persist.take()
+        if self.flights.taken > 0 {
+            return None;
+        }
+        let mut flights = self.flights.queue.iter_mut();
+        let mut all = std::mem::take(&mut flights.next()?.persist);
+        let mut taken = 1;
+        // A snapshot replaces what is there: it is written alone.
+        while all.snapshot.is_none()
+            && let Some(next) = flights.next().filter(|flight| flight.persist.snapshot.is_none())
+        {
+            append(&mut all, std::mem::take(&mut next.persist));
+            taken += 1;
+        }
+        self.flights.taken = taken;
+        Some(all)
     }
 
     /// The last [`Persist`] taken is durable.
     pub fn handle_persisted(&mut self, now: BootTime) {
-        if self.flight.as_ref().is_none_or(|flight| flight.persist.is_some()) {
-            return;
+        for _ in 0..std::mem::take(&mut self.flights.taken) {
+            if let Some(flight) = self.flights.queue.pop_front() {
+                self.landed(flight.number, flight.messages);
+            }
         }
-        let Some(flight) = self.flight.take() else { return };
-        self.landed(flight.number, flight.messages);
         self.drive(now);
     }
 
     /// Lets raft go as far as it can without the disk, and follows what came of it.
     pub(super) fn drive(&mut self, now: BootTime) {
-        while self.flight.is_none() && self.halted.is_none() && self.node.has_ready() {
+        while self.halted.is_none() && self.may_turn() && self.node.has_ready() {
             self.turn(now);
         }
         self.follow_leadership(now);
         self.follow_transfer(now);
-        self.answer_confirmed(now);
         self.send_orders(now);
+    }
+
+    fn may_turn(&self) -> bool {
+        let last = self.flights.queue.back().map_or(0, |flight| flight.number);
+        last.saturating_sub(self.flights.durable) < READIES_MAX
     }
 
     fn turn(&mut self, now: BootTime) {
         let mut ready = self.node.ready();
         let number = ready.number();
+        let votes = ready.hs().is_some_and(|new| {
+            let known = self.node.store().hard_state();
+            new.term != known.term || new.vote != known.vote
+        });
         let mut persist = Persist {
-            hard_state: ready.hs().cloned(),
             entries: ready.take_entries(),
-            must_sync: ready.must_sync(),
             ..Persist::default()
         };
-        for message in ready.take_messages() {
+        let mut after = ready.take_persisted_messages();
+        let mut at_once = ready.take_messages();
+        if votes || self.flights.votes() {
+            // Nothing tells of a term or a vote that could be forgotten.
+            after.append(&mut at_once);
+        } else {
+            // That a follower is alive waits for no entry: a slow disk ends no lease.
+            let (alive, rest) = after
+                .into_iter()
+                .partition(|message| message.get_msg_type() == MessageType::MsgHeartbeatResponse);
+            after = rest;
+            at_once.extend::<Vec<_>>(alive);
+        }
+        for message in at_once {
             self.send(message);
         }
-        let after = ready.take_persisted_messages();
         for read in ready.take_read_states() {
-            self.confirmed(read.index, &read.request_ctx);
+            self.confirmed(now, &read.request_ctx);
         }
         let committed = ready.take_committed_entries();
         if !ready.snapshot().is_empty() {
@@ -81,27 +155,35 @@ impl Replica {
             persist.snapshot = Some(snapshot);
         }
         self.node.mut_store().append(&persist.entries);
-        if let Some(hard_state) = &persist.hard_state {
-            self.node.mut_store().set_hard_state(hard_state.clone());
+        if let Some(hard_state) = ready.hs() {
+            let hard_state = hard_state.clone();
+            self.node.mut_store().set_hard_state(hard_state);
         }
         self.node.advance_append_async(ready);
         self.apply(now, &committed);
         self.compact(&mut persist);
-        if persist.entries.is_empty() && persist.hard_state.is_none() && persist.snapshot.is_none() {
-            self.landed(number, after);
-        } else {
-            self.flight = Some(Flight {
+        // How far the log is committed is not worth a write of its own: a leader says it again.
+        let writes = votes || !persist.entries.is_empty() || persist.snapshot.is_some();
+        if writes {
+            persist.hard_state = Some(self.node.store().hard_state().clone());
+            self.flights.queue.push_back(Flight {
                 number,
-                messages: after,
-                persist: Some(persist),
+                persist,
+                votes,
+                messages: after.into(),
             });
+        } else if let Some(last) = self.flights.queue.back_mut() {
+            last.wait(number, after);
+        } else {
+            self.landed(number, after);
         }
     }
 
-    fn landed(&mut self, number: u64, messages: Vec<Message>) {
+    fn landed(&mut self, number: u64, messages: impl IntoIterator<Item = Message>) {
         for message in messages {
             self.send(message);
         }
+        self.flights.durable = number;
         self.node.on_persist_ready(number);
     }
 
@@ -132,6 +214,10 @@ impl Replica {
         // It was read once when the message arrived; a replica that cannot read it now must not go on.
         self.state =
             State::from_snapshot(snapshot.get_data()).expect("a snapshot that was readable stays so");
+        // raft looks for what is not applied before it starts an election, and would look in vain for
+        // entries that the snapshot stands for.
+        let log = &mut self.node.raft.raft_log;
+        log.applied = log.applied.max(snapshot.get_metadata().index);
     }
 
     fn compact(&mut self, persist: &mut Persist) {
@@ -156,7 +242,6 @@ impl Replica {
         self.node.mut_store().compact(snapshot.clone(), compact_to);
         persist.snapshot = Some(snapshot);
         persist.compact_to = Some(compact_to);
-        persist.must_sync = true;
     }
 
     /// Starts or ends what only a leader does.
@@ -176,4 +261,14 @@ impl Replica {
             self.observe(now);
         }
     }
+}
+
+/// One write after another, as one.
+fn append(all: &mut Persist, next: Persist) {
+    if let Some(first) = next.entries.first() {
+        let at = all.entries.partition_point(|entry| entry.index < first.index);
+        all.entries.truncate(at);
+        all.entries.extend(next.entries);
+    }
+    all.hard_state = next.hard_state.or(all.hard_state.take());
 }

@@ -138,24 +138,21 @@ impl Replica {
         }
     }
 
-    /// raft confirmed that this replica led when the round began.
-    pub(super) fn confirmed(&mut self, index: u64, context: &[u8]) {
-        let (Some(leading), Ok(number)) = (&mut self.leading, <[u8; 8]>::try_from(context)) else {
+    /// raft confirmed that this replica led when the round began: that round is answered.
+    ///
+    /// It is not waited until everything that was committed by then is applied here, which takes as
+    /// long as the disk does: what ends a lease (a fence, a successor) is in the lease table from the
+    /// moment that this leader reports or proposes it, and what was committed before this leader is
+    /// applied, since it is settled.
+    pub(super) fn confirmed(&mut self, now: BootTime, context: &[u8]) {
+        let Ok(number) = <[u8; 8]>::try_from(context) else {
             return;
         };
-        leading.confirmed.push_back((index, u64::from_le_bytes(number)));
-    }
-
-    /// Answers the rounds whose index is applied.
-    pub(super) fn answer_confirmed(&mut self, now: BootTime) {
-        let applied = self.state.index;
-        while let Some(leading) = &mut self.leading {
-            let Some((_, number)) = leading.confirmed.pop_front_if(|(index, _)| *index <= applied) else {
-                return;
-            };
-            for pending in self.rounds.finish(number) {
-                self.answer_renewal(now, pending);
-            }
+        if !self.is_settled() {
+            return;
+        }
+        for pending in self.rounds.finish(u64::from_le_bytes(number)) {
+            self.answer_renewal(now, pending);
         }
     }
 

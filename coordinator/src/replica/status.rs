@@ -15,7 +15,7 @@ impl Replica {
         json!({
             "leader": self.leader(),
             "paused": self.state.paused,
-            "coordinators": self.coordinators(),
+            "coordinators": self.coordinators(now),
             "hosts": self.state.hosts.iter().map(|(id, host)| self.host(now, *id, host)).collect::<Vec<_>>(),
             "services": self
                 .state
@@ -26,12 +26,12 @@ impl Replica {
         })
     }
 
-    fn coordinators(&self) -> Vec<Value> {
+    fn coordinators(&self, now: BootTime) -> Vec<Value> {
         let me = self.settings.id;
         let members = &self.state.coordinators.members;
         let mut rows: Vec<_> = members
             .iter()
-            .map(|(id, member)| self.coordinator(*id, member))
+            .map(|(id, member)| self.coordinator(now, *id, member))
             .collect();
         if !members.contains_key(&me) {
             let role = if self.is_member() { "joining" } else { "removed" };
@@ -40,7 +40,7 @@ impl Replica {
         rows
     }
 
-    fn coordinator(&self, id: CoordinatorId, member: &Coordinator) -> Value {
+    fn coordinator(&self, now: BootTime, id: CoordinatorId, member: &Coordinator) -> Value {
         let me = id == self.settings.id;
         let role = if self.leader() == Some(id) {
             "leader"
@@ -73,6 +73,7 @@ impl Replica {
             "applied": applied,
             "commits": commits,
             "reachable": reachable,
+            "disk_full": self.has_full_disk(now, id),
             "command_version": member.version,
             "software": member.software,
         })

@@ -30,6 +30,7 @@ impl Replica {
             Some(_) if self.transfer.is_some() => {
                 Some("the leadership is being transferred already".to_owned())
             }
+            Some(_) if self.has_full_disk(now, to) => Some(format!("the disk of {to} is full")),
             Some(_) if !self.is_active(to) => Some(format!("{to} does not answer")),
             Some(_) => None,
         };
@@ -42,7 +43,7 @@ impl Replica {
     /// Gives the leadership to the voter that is best prepared, if there is one. False when this
     /// replica does not lead or nobody could take over.
     pub fn hand_on(&mut self, now: BootTime) -> bool {
-        let Some(to) = self.successor().filter(|_| self.is_leader()) else {
+        let Some(to) = self.successor(now).filter(|_| self.is_leader()) else {
             return false;
         };
         if self.transfer.is_none() {

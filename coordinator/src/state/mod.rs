@@ -32,6 +32,7 @@ pub use coordinators::{
 pub use events::{EVENTS_MAX, Event, EventKind, Events};
 pub use hold::{Cause, Hold};
 pub use orders::orders_for;
+pub use snapshot::SNAPSHOT_VERSION;
 
 /// Hosts that one cluster registers; more are refused.
 pub const HOSTS_MAX: usize = 4_096;

@@ -6,7 +6,7 @@ use super::State;
 
 /// The layout of snapshots. It rises when [`State`] or anything in it changes; the reader of the one
 /// before stays until no cluster can hold such a snapshot any more.
-const SNAPSHOT_VERSION: u32 = 1;
+pub const SNAPSHOT_VERSION: u32 = 1;
 const MAGIC: &[u8; 12] = b"understudy-s";
 const HEADER: usize = MAGIC.len() + size_of::<u32>();
 
@@ -20,6 +20,12 @@ impl State {
         bytes
     }
 
+    /// The version of a snapshot's layout, if the bytes begin like one.
+    pub fn snapshot_version(bytes: &[u8]) -> Option<u32> {
+        let version = bytes.strip_prefix(MAGIC)?.first_chunk()?;
+        Some(u32::from_le_bytes(*version))
+    }
+
     /// # Errors
     /// [`DecodeError`] when the bytes are no snapshot that this version reads.
     pub fn from_snapshot(bytes: &[u8]) -> Result<Self, DecodeError> {
@@ -27,11 +33,8 @@ impl State {
             expected: "snapshot",
             why,
         };
-        let version = bytes
-            .strip_prefix(MAGIC)
-            .and_then(|rest| rest.first_chunk())
-            .map(|version| u32::from_le_bytes(*version))
-            .ok_or_else(|| refuse("it does not begin like one".to_owned()))?;
+        let version =
+            Self::snapshot_version(bytes).ok_or_else(|| refuse("it does not begin like one".to_owned()))?;
         if version != SNAPSHOT_VERSION {
             return Err(refuse(format!(
                 "it has version {version}, and this program reads version {SNAPSHOT_VERSION}"

@@ -228,6 +228,19 @@ fn a_predicted_move_is_refused_while_paused_and_within_its_window_and_an_ordered
     }
 }
 
+/// In bytes.
+const COMMAND_SIZE: usize = 192;
+
+/// An archive is read from its end, so one of another size is not read at all.
+#[test]
+fn commands_keep_the_size_that_other_versions_read() {
+    let size = size_of::<rkyv::Archived<Command>>();
+    assert_eq!(
+        size, COMMAND_SIZE,
+        "a replica of another version could not read these commands: box what was added to `Change` (until a version is released, the number here may change instead)"
+    );
+}
+
 #[test]
 fn a_snapshot_of_another_version_is_refused_in_plain_words() {
     let mut bytes = served().to_snapshot();

@@ -1,11 +1,12 @@
 //! What a replica must not forget, on disk: log entries, hard state and snapshot in one raft-engine log.
 //!
-//! Invariants: one [`Persist`] is one batch, so a crash leaves all of it or none. An error means that
-//! nothing may be sent or voted for any more: the process must stop. A record that was being written
-//! when the machine died is cut off at the next start, damage in an older file is an error, and no
-//! damaged entry is ever given back.
+//! Invariants: one [`Persist`] is one batch, so a crash leaves all of it or none. An error other than a
+//! full disk means that nothing may be sent or voted for any more: the process must stop. The record
+//! that was being written when the machine died is cut off at the next start; any other damage is an
+//! error, and no damaged entry is ever given back.
 
-mod drain;
+mod disk;
+mod files;
 mod term;
 
 use std::path::{Path, PathBuf};
@@ -15,7 +16,7 @@ use raft_engine::{Command, Config, Engine, LogBatch, MessageExt, ReadableSize, R
 
 use crate::replica::{Durable, Persist};
 
-pub use drain::drain;
+pub use disk::{Disk, DiskEvent};
 
 /// The cluster has one raft group.
 const GROUP: u64 = 1;
@@ -23,6 +24,11 @@ const HARD_STATE: &[u8] = b"hard-state";
 const SNAPSHOT: &[u8] = b"snapshot";
 /// Log files are this long; whole files are deleted once nothing in them is needed.
 const FILE_BYTES: u64 = 8 << 20;
+/// What the log takes at most while snapshots go on: files in use and those about to be deleted.
+#[cfg(test)]
+const DISK_BYTES_MAX: u64 = PURGE_BYTES + 3 * FILE_BYTES;
+/// Kept free beside what is written: the engine begins files and rewrites old ones.
+const SPARE_BYTES: u64 = 4 << 20;
 /// Size from which files that hold little of use are rewritten.
 const PURGE_BYTES: u64 = 32 << 20;
 
@@ -31,32 +37,47 @@ pub enum StorageError {
     #[error("cannot use the data directory {path}: {source}")]
     Directory { path: PathBuf, source: std::io::Error },
     #[error(
-        "cannot open the raft log in {path}: {source}; if another coordinator runs on it, stop that one; if the disk damaged it, remove the directory and let this coordinator catch up from the others"
+        "cannot open the raft log in {path}: {source}; if another coordinator runs on it, stop that one; if the disk damaged it, remove this coordinator from the cluster and add it again under a new number (`understudy coordinators`)"
     )]
     Open {
         path: PathBuf,
         source: raft_engine::Error,
     },
     #[error(
-        "cannot read the raft log in {path}: {source}; remove the directory and let this coordinator catch up from the others"
+        "cannot read the raft log in {path}: {source}; remove this coordinator from the cluster and add it again under a new number (`understudy coordinators`)"
     )]
     Read {
         path: PathBuf,
         source: raft_engine::Error,
     },
     #[error(
-        "cannot write the raft log in {path}: {source}; this coordinator stops, since it must not vote for what it cannot keep: make room or replace the disk, then start it again"
+        "cannot write the raft log in {path}: {source}; this coordinator stops, since it must not vote for what it cannot keep: replace the disk, then start it again"
     )]
     Write {
         path: PathBuf,
         source: raft_engine::Error,
     },
     #[error(
-        "the raft log in {path} ends in term {found}, but this coordinator has voted in term {voted}: the disk lost what was written; remove the data directory and let this coordinator catch up from the others"
+        "the raft log in {path} ends in term {found}, but this coordinator has voted in term {voted}: the disk lost what was written; remove this coordinator from the cluster and add it again under a new number (`understudy coordinators`)"
     )]
     LostVote { path: PathBuf, found: u64, voted: u64 },
+    #[error(
+        "the raft log in {path} is damaged at byte {at}: without it this coordinator would forget what it acknowledged; replace the disk, remove this coordinator from the cluster and add it again under a new number (`understudy coordinators`)"
+    )]
+    Damaged { path: PathBuf, at: usize },
+    #[error(
+        "no room for the raft log in {path}: {free} bytes are free and {needed} are needed; this coordinator acknowledges nothing until there is room"
+    )]
+    Full { path: PathBuf, free: u64, needed: u64 },
     #[error("cannot keep the term in {path}: {source}")]
     Term { path: PathBuf, source: std::io::Error },
+}
+
+impl StorageError {
+    /// Whether the same write may succeed once there is room.
+    pub const fn is_full(&self) -> bool {
+        matches!(self, Self::Full { .. })
+    }
 }
 
 struct Entries;
@@ -88,6 +109,7 @@ impl Storage {
             path: path.clone(),
             source,
         })?;
+        files::mend(&path)?;
         let config = Config {
             dir: path.display().to_string(),
             recovery_mode: RecoveryMode::TolerateTailCorruption,
@@ -138,34 +160,88 @@ impl Storage {
         })
     }
 
-    /// Writes it as one batch and, when asked to, waits for the disk.
+    /// Writes it as one batch and waits for the disk.
     ///
     /// # Errors
-    /// [`StorageError`]: stop the process.
+    /// [`StorageError`]: stop the process, unless it [is full](StorageError::is_full): then nothing was
+    /// written, and the same may be tried again.
     pub fn persist(&mut self, persist: &Persist) -> Result<(), StorageError> {
         let term = self.hard_state.term;
-        self.try_persist(persist).map_err(|source| StorageError::Write {
-            path: self.path.clone(),
-            source,
-        })?;
+        self.check_room(persist)?;
+        match self.try_persist(persist) {
+            Ok(()) => {}
+            Err(source) if is_no_space(&source) => return Err(self.full(0)),
+            Err(source) => {
+                let path = self.path.clone();
+                return Err(StorageError::Write { path, source });
+            }
+        }
         if self.hard_state.term > term {
             term::write(&self.data_dir, self.hard_state.term)?;
+        }
+        if persist.snapshot.is_some() {
+            self.purge()?;
         }
         Ok(())
     }
 
+    /// The engine begins a new file whenever it finds no room in one: it is not asked before there is.
+    fn check_room(&self, persist: &Persist) -> Result<(), StorageError> {
+        let entries: usize = persist.entries.iter().map(|entry| entry.data.len() + 64).sum();
+        let snapshot = persist
+            .snapshot
+            .as_ref()
+            .map_or(0, |snapshot| snapshot.data.len());
+        let needed = SPARE_BYTES + (entries + snapshot) as u64;
+        let free = self.free()?;
+        if free < needed {
+            return Err(self.full(needed));
+        }
+        Ok(())
+    }
+
+    fn free(&self) -> Result<u64, StorageError> {
+        let stat = nix::sys::statvfs::statvfs(&self.path).map_err(|error| StorageError::Directory {
+            path: self.path.clone(),
+            source: error.into(),
+        })?;
+        Ok(stat.blocks_available().saturating_mul(stat.fragment_size()))
+    }
+
+    fn full(&self, needed: u64) -> StorageError {
+        StorageError::Full {
+            path: self.path.clone(),
+            free: self.free().unwrap_or(0),
+            needed: needed.max(SPARE_BYTES),
+        }
+    }
+
+    /// Deletes files of which nothing is needed. One that finds no room for it is tried again after
+    /// the next snapshot.
+    fn purge(&self) -> Result<(), StorageError> {
+        match self.engine.purge_expired_files() {
+            Ok(_) => Ok(()),
+            Err(error) if is_no_space(&error) => {
+                tracing::warn!(%error, "no room to tidy the raft log up");
+                Ok(())
+            }
+            Err(source) => Err(StorageError::Write {
+                path: self.path.clone(),
+                source,
+            }),
+        }
+    }
+
     fn try_persist(&mut self, persist: &Persist) -> raft_engine::Result<()> {
         let mut batch = LogBatch::default();
-        if let Some(hard_state) = &persist.hard_state {
-            self.hard_state = hard_state.clone();
-        }
+        let hard_state = persist.hard_state.as_ref().unwrap_or(&self.hard_state).clone();
         // A snapshot of the leader replaces the log, its tail of another history included.
         let replaces_log = persist.snapshot.is_some() && persist.compact_to.is_none();
         if replaces_log {
             batch.add_command(GROUP, Command::Clean);
         }
         if replaces_log || persist.hard_state.is_some() {
-            batch.put_message(GROUP, HARD_STATE.to_vec(), &self.hard_state)?;
+            batch.put_message(GROUP, HARD_STATE.to_vec(), &hard_state)?;
         }
         if let Some(snapshot) = &persist.snapshot {
             batch.put_message(GROUP, SNAPSHOT.to_vec(), snapshot)?;
@@ -174,189 +250,21 @@ impl Storage {
         if let Some(index) = persist.compact_to {
             batch.add_command(GROUP, Command::Compact { index });
         }
-        self.engine
-            .write(&mut batch, persist.must_sync || persist.snapshot.is_some())?;
-        if persist.snapshot.is_some() {
-            self.engine.purge_expired_files()?;
-        }
+        self.engine.write(&mut batch, true)?;
+        self.hard_state = hard_state;
         Ok(())
     }
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn entry(index: u64, term: u64) -> Entry {
-        let data = vec![u8::try_from(index % 251).unwrap(); 100].into();
-        Entry {
-            index,
-            term,
-            data,
-            ..Entry::default()
-        }
-    }
-
-    fn hard_state(term: u64, commit: u64) -> HardState {
-        HardState {
-            term,
-            commit,
-            ..HardState::default()
-        }
-    }
-
-    fn snapshot(index: u64, term: u64) -> Snapshot {
-        let mut snapshot = Snapshot::default();
-        snapshot.set_data(vec![7; 64].into());
-        snapshot.mut_metadata().index = index;
-        snapshot.mut_metadata().term = term;
-        snapshot
-    }
-
-    fn entries(range: std::ops::RangeInclusive<u64>, term: u64) -> Persist {
-        Persist {
-            entries: range.map(|index| entry(index, term)).collect(),
-            must_sync: true,
-            ..Persist::default()
-        }
-    }
-
-    fn indices(durable: &Durable) -> Vec<(u64, u64)> {
-        durable
-            .entries
-            .iter()
-            .map(|entry| (entry.index, entry.term))
-            .collect()
-    }
-
-    #[test]
-    fn everything_persisted_is_restored_and_a_new_history_replaces_the_old() {
-        let dir = tempfile::tempdir().unwrap();
-        let (mut storage, durable) = Storage::open(dir.path()).unwrap();
-        assert!(durable.entries.is_empty() && durable.snapshot.is_none());
-        storage.persist(&entries(1..=5, 1)).unwrap();
-        storage
-            .persist(&Persist {
-                hard_state: Some(hard_state(2, 3)),
-                ..entries(4..=4, 2)
-            })
-            .unwrap();
-        drop(storage);
-        let (_, durable) = Storage::open(dir.path()).unwrap();
-        assert_eq!(indices(&durable), [(1, 1), (2, 1), (3, 1), (4, 2)]);
-        assert_eq!(durable.entries[3].data, entry(4, 2).data);
-        assert_eq!(durable.hard_state, hard_state(2, 3));
-    }
-
-    #[test]
-    fn compaction_keeps_the_snapshot_and_the_tail() {
-        let dir = tempfile::tempdir().unwrap();
-        let (mut storage, _) = Storage::open(dir.path()).unwrap();
-        storage.persist(&entries(1..=20, 1)).unwrap();
-        let compaction = Persist {
-            snapshot: Some(snapshot(18, 1)),
-            compact_to: Some(15),
-            ..Persist::default()
-        };
-        storage.persist(&compaction).unwrap();
-        drop(storage);
-        let (_, durable) = Storage::open(dir.path()).unwrap();
-        assert_eq!(durable.snapshot, Some(snapshot(18, 1)));
-        assert_eq!(indices(&durable).first(), Some(&(15, 1)));
-        assert_eq!(indices(&durable).last(), Some(&(20, 1)));
-    }
-
-    #[test]
-    fn a_snapshot_of_the_leader_replaces_the_log_but_not_the_vote() {
-        let dir = tempfile::tempdir().unwrap();
-        let (mut storage, _) = Storage::open(dir.path()).unwrap();
-        let voted = Persist {
-            hard_state: Some(hard_state(3, 2)),
-            ..entries(1..=10, 1)
-        };
-        storage.persist(&voted).unwrap();
-        storage
-            .persist(&Persist {
-                snapshot: Some(snapshot(6, 2)),
-                ..Persist::default()
-            })
-            .unwrap();
-        storage.persist(&entries(7..=8, 3)).unwrap();
-        drop(storage);
-        let (_, durable) = Storage::open(dir.path()).unwrap();
-        assert_eq!(indices(&durable), [(7, 3), (8, 3)]);
-        assert_eq!(durable.hard_state, hard_state(3, 2));
-        assert_eq!(durable.snapshot, Some(snapshot(6, 2)));
-    }
-
-    #[test]
-    fn a_log_in_use_is_refused() {
-        let dir = tempfile::tempdir().unwrap();
-        let (_storage, _) = Storage::open(dir.path()).unwrap();
-        let error = Storage::open(dir.path()).err().unwrap().to_string();
-        assert!(error.contains("another coordinator"), "{error}");
-    }
-
-    fn log_file(dir: &Path) -> PathBuf {
-        let mut files: Vec<_> = std::fs::read_dir(dir.join("raft"))
-            .unwrap()
-            .map(|file| file.unwrap().path())
-            .filter(|path| path.extension().is_some_and(|ext| ext == "raftlog"))
-            .collect();
-        files.sort();
-        files.pop().unwrap()
-    }
-
-    /// Ten batches of one entry each; the file without what was allocated ahead, and the log's end.
-    fn ten_entries(dir: &Path) -> (PathBuf, Vec<u8>) {
-        let (mut storage, _) = Storage::open(dir).unwrap();
-        for index in 1..=10 {
-            storage.persist(&entries(index..=index, 1)).unwrap();
-        }
-        drop(storage);
-        let file = log_file(dir);
-        let mut bytes = std::fs::read(&file).unwrap();
-        let end = bytes.iter().rposition(|byte| *byte != 0).unwrap() + 1;
-        bytes.truncate(end);
-        (file, bytes)
-    }
-
-    #[test]
-    fn a_log_cut_off_at_any_byte_gives_back_a_whole_prefix() {
-        let dir = tempfile::tempdir().unwrap();
-        let (file, bytes) = ten_entries(dir.path());
-        let mut seen = 10;
-        for end in (0..=bytes.len()).rev().step_by(37) {
-            std::fs::write(&file, &bytes[..end]).unwrap();
-            match Storage::open(dir.path()) {
-                Ok((storage, durable)) => {
-                    let found = durable.entries.len();
-                    assert!(found <= seen, "cutting more off gave back more");
-                    seen = found;
-                    for (at, entry_found) in (1..).zip(&durable.entries) {
-                        assert_eq!(entry_found, &entry(at, 1));
-                    }
-                    drop(storage);
-                }
-                Err(error) => assert!(error.to_string().contains("raft log"), "{error}"),
-            }
-        }
-        assert!(seen < 10);
-    }
-
-    #[test]
-    fn a_damaged_byte_is_an_error_or_cuts_the_log_and_never_changes_an_entry() {
-        let dir = tempfile::tempdir().unwrap();
-        let (file, bytes) = ten_entries(dir.path());
-        for at in (0..bytes.len()).step_by(53) {
-            let mut damaged = bytes.clone();
-            damaged[at] ^= 0x55;
-            std::fs::write(&file, &damaged).unwrap();
-            if let Ok((_, durable)) = Storage::open(dir.path()) {
-                for (index, entry_found) in (1..).zip(&durable.entries) {
-                    assert_eq!(entry_found, &entry(index, 1), "byte {at}");
-                }
-            }
-        }
+fn is_no_space(error: &raft_engine::Error) -> bool {
+    use std::io::ErrorKind::{QuotaExceeded, StorageFull};
+    match error {
+        raft_engine::Error::Io(error) => matches!(error.kind(), StorageFull | QuotaExceeded),
+        // What the engine says after it found no room twice.
+        raft_engine::Error::TryAgain(_) => true,
+        _ => false,
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,5 +1,8 @@
 //! Coordinator processes on the loopback address, stopped and removed with the value.
 
+// Each test program uses its own part of this.
+#![allow(dead_code)]
+
 use std::net::{SocketAddr, UdpSocket};
 use std::path::PathBuf;
 use std::process::{Child, Command, Output, Stdio};
@@ -50,19 +53,25 @@ impl Cluster {
             valid_days: 1,
         })
         .unwrap();
-        for n in 1..=size {
-            let path = at.join(format!("coordinator-{n}.toml"));
-            let text = std::fs::read_to_string(&path).unwrap();
-            let text = text.replace(
-                &format!("/var/lib/understudy/coordinator-{n}"),
-                &dir.path().join(format!("disk-{n}")).display().to_string(),
-            );
-            std::fs::write(&path, text).unwrap();
-        }
-        Self {
+        let cluster = Self {
             dir,
             children: (0..size).map(|_| None).collect(),
+        };
+        for n in 1..=size {
+            cluster.place(n);
         }
+        cluster
+    }
+
+    /// Gives a coordinator its own data directory.
+    pub fn place(&self, n: usize) {
+        let path = self.path(&format!("coordinator-{n}.toml"));
+        let text = std::fs::read_to_string(&path).unwrap();
+        let text = text.replace(
+            &format!("/var/lib/understudy/coordinator-{n}"),
+            &self.dir.path().join(format!("disk-{n}")).display().to_string(),
+        );
+        std::fs::write(&path, text).unwrap();
     }
 
     pub fn path(&self, name: &str) -> PathBuf {
@@ -83,6 +92,8 @@ impl Cluster {
             .stderr(log)
             .spawn()
             .unwrap();
+        let size = self.children.len().max(n);
+        self.children.resize_with(size, || None);
         self.children[n - 1] = Some(child);
     }
 
@@ -99,6 +110,12 @@ impl Cluster {
 
     pub fn pid(&self, n: usize) -> u32 {
         self.children[n - 1].as_ref().unwrap().id()
+    }
+
+    /// SIGTERM.
+    pub fn stop(&self, n: usize) {
+        let pid = nix::unistd::Pid::from_raw(i32::try_from(self.pid(n)).unwrap());
+        nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGTERM).unwrap();
     }
 
     /// Waits for an exit by itself.

@@ -6,6 +6,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
+use raft::eraftpb::MessageType;
 use understudy_common::id::CoordinatorId;
 use understudy_common::identity::Principal;
 use understudy_common::units::BootTime;
@@ -176,14 +177,27 @@ impl Group {
         });
     }
 
+    /// The disk has no room, or room again, and the replica is told.
+    pub fn fill_disk(&mut self, id: CoordinatorId, full: bool) {
+        let now = self.now;
+        let node = self.nodes.get_mut(&id).expect("a node");
+        node.stuck = full;
+        let replica = node.replica.as_mut().expect("it runs");
+        replica.handle_disk_full(now, full);
+    }
+
     pub fn ask(&mut self, at: CoordinatorId, operate: Operate) -> RequestId {
+        self.ask_as(at, Principal::Operator, Request::Operate(operate))
+    }
+
+    pub fn ask_as(&mut self, at: CoordinatorId, who: Principal, request: Request) -> RequestId {
         self.last_request += 1;
-        let request = RequestId(self.last_request);
+        let id = RequestId(self.last_request);
         let now = self.now;
         let node = self.nodes.get_mut(&at).expect("a node");
         let replica = node.replica.as_mut().expect("it runs");
-        replica.handle_request(now, 0, Principal::Operator, request, Request::Operate(operate));
-        request
+        replica.handle_request(now, 0, who, id, request);
+        id
     }
 
     pub fn await_reply(&mut self, request: RequestId) -> Response {
@@ -257,12 +271,18 @@ impl Group {
     pub fn step(&mut self) {
         self.now = self.now + STEP;
         for (from, to, message) in std::mem::take(&mut self.travelling) {
-            let now = self.now;
-            let cut = self.cuts.contains(&(from, to));
-            if let Some(replica) = self.nodes.get_mut(&to).and_then(|node| node.replica.as_mut())
-                && !cut
-            {
-                replica.handle_message(now, from, message);
+            let (now, cut) = (self.now, self.cuts.contains(&(from, to)));
+            let snapshot = message.get_msg_type() == MessageType::MsgSnapshot;
+            let receiver = self.nodes.get_mut(&to).and_then(|node| node.replica.as_mut());
+            let arrives = receiver
+                .filter(|_| !cut)
+                .map(|replica| replica.handle_message(now, from, message));
+            let sender = self.nodes.get_mut(&from).and_then(|node| node.replica.as_mut());
+            // What became of a snapshot is told by the network.
+            match sender.filter(|_| snapshot) {
+                Some(sender) if arrives.is_some() => sender.handle_snapshot_delivered(now, to),
+                Some(sender) => sender.handle_undelivered(now, to, true),
+                None => {}
             }
         }
         for node in self.nodes.values_mut() {

@@ -31,8 +31,6 @@ pub struct Coordinator {
 #[derive(Default)]
 pub struct Disk {
     durable: Durable,
-    /// Accepted but not synced: a crash loses them.
-    volatile: Vec<Persist>,
     /// Being written and synced.
     writing: Option<Persist>,
 }
@@ -45,29 +43,14 @@ impl Disk {
 
     pub fn written(&mut self) {
         let persist = self.writing.take().expect("a write was under way");
-        let sync = persist.must_sync;
-        self.volatile.push(persist);
-        if sync {
-            self.sync();
-        }
-    }
-
-    fn sync(&mut self) {
-        for persist in std::mem::take(&mut self.volatile) {
-            apply(&mut self.durable, persist);
-        }
+        apply(&mut self.durable, persist);
     }
 
     /// Power is lost; what was being written may or may not have got there.
     pub fn crash(&mut self, landed: bool) {
-        if landed {
-            self.sync();
-            if let Some(persist) = self.writing.take() {
-                apply(&mut self.durable, persist);
-            }
+        if let Some(persist) = self.writing.take().filter(|_| landed) {
+            apply(&mut self.durable, persist);
         }
-        self.volatile.clear();
-        self.writing = None;
     }
 
     pub fn durable(&self) -> &Durable {
