@@ -19,9 +19,7 @@ use understudy_transport::Endpoint;
 use super::{Event, Job, Outcome, SyncStatus};
 use crate::sync::scan::ScanSource;
 use crate::sync::tracker::{ChangeSource, KernelTracker, TrackerLimits};
-use crate::sync::{
-    self, Primary, PrimaryError, PrimarySettings, PrimaryStatus, Shadow, ShadowSettings, ShadowStatus,
-};
+use crate::sync::{self, Primary, PrimarySettings, PrimaryStatus, Shadow, ShadowSettings, ShadowStatus};
 use crate::telemetry::ExitWatch;
 use crate::traffic::{TrafficDriver as _, VirtualIp};
 use crate::workload::{Cgroup, CgroupFreezer, CommandWorkload, ThawGuard, WorkloadError, wait_healthy};
@@ -100,7 +98,6 @@ impl Driver {
             address,
             engine: Engine::None,
             warm: None,
-            scans: false,
             settings,
         };
         tokio::spawn(worker.run(inbox));
@@ -171,8 +168,6 @@ struct Worker {
     engine: Engine,
     /// While it follows.
     warm: Option<Warm>,
-    /// The kernel's tracker could not watch this service's files.
-    scans: bool,
 }
 
 impl Worker {
@@ -273,7 +268,6 @@ impl Worker {
         let paths = self.paths();
         let source = match warm {
             Some(source) => source,
-            None if self.scans => Box::new(ScanSource::new(paths)),
             None => blocking(move || Ok(change_source(paths))).await?,
         };
         let DriverSettings { spec, cgroup, .. } = &self.settings;
@@ -292,8 +286,6 @@ impl Worker {
             start,
         };
         let started = Primary::start(settings, self.settings.endpoint.clone()).await;
-        // More files than the tracker holds, or some on another file system: a scan has no such limits.
-        self.scans |= matches!(started, Err(PrimaryError::Watch(_)));
         let mut primary = started.map_err(|error| sync::chain(&error))?;
         self.end_engine().await;
         primary.set_shadows(shadows);

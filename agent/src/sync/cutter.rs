@@ -17,7 +17,8 @@ use understudy_common::units::BootTime;
 use understudy_common::wire::SyncFigures;
 
 use super::roots::{Roots, Seen, look, read_range};
-use super::tracker::{ChangeSource, DirtySet, InodeKey, PAGE, PageSet, Rearmer};
+use super::scan::ScanSource;
+use super::tracker::{ChangeSource, DirtySet, InodeKey, PAGE, PageSet, Rearmer, TrackError};
 use crate::clock::boot_time;
 use crate::workload::{FreezeError, Freezer};
 
@@ -49,6 +50,8 @@ pub struct Delta {
 pub struct Cutter {
     roots: Roots,
     source: Box<dyn ChangeSource>,
+    /// The source was replaced since the last cycle began: what it had marked is lost.
+    fell_back: bool,
     freezer: Option<Arc<dyn Freezer>>,
     /// Started with the first batch.
     rearmer: Option<Rearmer>,
@@ -95,6 +98,7 @@ impl Cutter {
         Self {
             roots,
             source,
+            fell_back: false,
             freezer,
             rearmer: None,
             rearm_max: REARM_MAX,
@@ -130,6 +134,8 @@ impl Cutter {
             self.roots.walk(&RelPath::root(number), &mut paths);
         }
         self.names(&paths.into_iter().collect())?;
+        // Nothing was marked yet that could have been lost.
+        self.fell_back = false;
         let Some(known) = known else { return Ok(()) };
         let (mut trusted, mut fresh) = (Vec::new(), BTreeSet::new());
         for (path, entry) in self.work.iter() {
@@ -185,6 +191,7 @@ impl Cutter {
     pub fn cycle(&mut self, forced: bool, stopped: bool) -> io::Result<Option<Delta>> {
         self.content.clear();
         let result = self.attempt(forced, stopped);
+        self.figures.tracked = self.source.exact();
         if result.is_err() {
             self.carried.all_unknown = true;
             self.carried.names.walk_all = true;
@@ -211,6 +218,9 @@ impl Cutter {
                 break;
             }
         }
+        if self.lost_marks(stopped) {
+            return Ok(None);
+        }
         let quiet =
             self.carried.is_empty() && tail.is_empty() && !(self.source.exact() && self.source.pending());
         if quiet && self.delta.touched.is_empty() && !forced {
@@ -225,6 +235,7 @@ impl Cutter {
                     Err(error) => {
                         if matches!(error, FreezeError::TimedOut { .. }) {
                             self.figures.freezes_timed_out += 1;
+                            self.note_freeze(begun.elapsed());
                             tracing::debug!(error = super::chain(&error), "no cut this time");
                         } else {
                             tracing::warn!(
@@ -258,7 +269,11 @@ impl Cutter {
             // The guard ends a freeze that lasts too long: what was read then is of two moments.
             written_meanwhile |= !frozen.is_whole();
             drop(frozen);
+            self.figures.freezes += 1;
             self.note_freeze(begun.elapsed());
+        }
+        if self.lost_marks(stopped) {
+            return Ok(None);
         }
         let again = match outcome {
             Outcome::Read(pages) if !written_meanwhile => pages,
@@ -297,9 +312,20 @@ impl Cutter {
         })
     }
 
+    /// Whether marks were lost with a source that was replaced: everything is compared then, in the next
+    /// cycle. Of a stopped workload all was read already.
+    fn lost_marks(&mut self, stopped: bool) -> bool {
+        if !std::mem::take(&mut self.fell_back) || stopped {
+            return false;
+        }
+        self.carried.all_unknown = true;
+        self.carried.names.walk_all = true;
+        true
+    }
+
+    /// How long the workload stood still or was on its way there, whether or not that gave a cut.
     fn note_freeze(&mut self, took: Duration) {
         let us = u64::try_from(took.as_micros()).unwrap_or(u64::MAX);
-        self.figures.freezes += 1;
         self.figures.freeze_us_last = us;
         if self.freezes_us.len() == FREEZES_KEPT {
             self.freezes_us.remove(0);
@@ -625,7 +651,30 @@ impl Cutter {
         if InodeKey::of(&file.metadata()?) != key {
             return Ok(false);
         }
-        self.source.watch(key, file.as_fd()).map_err(io::Error::other)
+        match self.source.watch(key, file.as_fd()) {
+            Err(why @ (TrackError::Full { .. } | TrackError::FileSystem { .. })) => {
+                self.scan_from_now_on(&why);
+                self.source.watch(key, file.as_fd()).map_err(io::Error::other)
+            }
+            watched => watched.map_err(io::Error::other),
+        }
+    }
+
+    /// More files than the kernel can watch, or some on another file system: a scan has no such limits.
+    fn scan_from_now_on(&mut self, why: &TrackError) {
+        tracing::warn!(
+            why = super::chain(why),
+            "changes are found by scanning from now on; everything is compared once"
+        );
+        let watched = self.paths.keys().copied();
+        self.source = Box::new(ScanSource::watching(self.roots.paths().to_vec(), watched));
+        self.fell_back = true;
+    }
+
+    /// Pages that the source reported so far.
+    #[cfg(test)]
+    pub fn pages_reported(&self) -> u64 {
+        self.source.counters().pages
     }
 }
 

@@ -46,7 +46,7 @@ impl Writer {
     pub fn commit(mut self, to: &Path) -> io::Result<()> {
         self.out.flush()?;
         step("before sync")?;
-        self.out.get_ref().sync_all()?;
+        sync(self.out.get_ref())?;
         step("before rename")?;
         fs::rename(&self.path, to)?;
         sync_parent(to)?;
@@ -90,6 +90,14 @@ pub fn garbled(path: &Path, why: impl std::fmt::Display) -> io::Error {
     io::Error::new(io::ErrorKind::InvalidData, format!("{}: {why}", path.display()))
 }
 
+fn sync(file: &File) -> io::Result<()> {
+    #[cfg(test)]
+    if crash::forgets() {
+        return Ok(());
+    }
+    file.sync_all()
+}
+
 /// A point at which tests cut the power.
 #[cfg(not(test))]
 #[inline]
@@ -103,12 +111,32 @@ pub use crash::step;
 
 #[cfg(test)]
 pub mod crash {
-    use std::cell::Cell;
+    use std::cell::{Cell, RefCell};
+    use std::fs::File;
     use std::io;
+
+    use crate::sync::testdisk;
 
     thread_local! {
         static LEFT: Cell<Option<u32>> = const { Cell::new(None) };
         static KILLS: Cell<bool> = const { Cell::new(false) };
+        static POWER: RefCell<Option<File>> = const { RefCell::new(None) };
+        static FORGETS: Cell<bool> = const { Cell::new(false) };
+    }
+
+    /// The `n`th step cuts the power of the file system that `root` lies on.
+    pub fn arm_power(n: u32, root: File) {
+        POWER.set(Some(root));
+        arm(Some(n));
+    }
+
+    /// A broken build: the journal is not synced before it counts.
+    pub fn forget_syncs(forget: bool) {
+        FORGETS.set(forget);
+    }
+
+    pub fn forgets() -> bool {
+        FORGETS.get()
     }
 
     /// The `n`th step ends this process by SIGKILL.
@@ -119,6 +147,9 @@ pub mod crash {
 
     /// Every step fails from the `n`th on; `None` lets all pass.
     pub fn arm(n: Option<u32>) {
+        if n.is_none() {
+            POWER.set(None);
+        }
         LEFT.set(n);
     }
 
@@ -130,7 +161,12 @@ pub mod crash {
                 unsafe { libc::kill(libc::getpid(), libc::SIGKILL) };
                 unreachable!("a killed process goes no further")
             }
-            Some(0) => Err(io::Error::other(format!("test: power cut at {name}"))),
+            Some(0) => {
+                if let Some(root) = POWER.take() {
+                    testdisk::cut_power(&root)?;
+                }
+                Err(io::Error::other(format!("test: power cut at {name}")))
+            }
             Some(left) => {
                 LEFT.set(Some(left - 1));
                 Ok(())

@@ -4,7 +4,7 @@
 //! quiet, because the times of two changes in one tick are the same. Stores through mmap into tmpfs
 //! leave no trace in the times and are not seen.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::os::fd::BorrowedFd;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::PathBuf;
@@ -30,16 +30,21 @@ struct Stat {
 pub struct ScanSource {
     roots: Vec<PathBuf>,
     seen: BTreeMap<PathBuf, Stat>,
-    watched: std::collections::BTreeSet<InodeKey>,
+    watched: BTreeSet<InodeKey>,
     counters: TrackerCounters,
 }
 
 impl ScanSource {
     pub fn new(roots: Vec<PathBuf>) -> Self {
+        Self::watching(roots, [])
+    }
+
+    /// Goes on with files that another source watched: its first swap calls them all unknown.
+    pub fn watching(roots: Vec<PathBuf>, watched: impl IntoIterator<Item = InodeKey>) -> Self {
         Self {
             roots,
             seen: BTreeMap::new(),
-            watched: std::collections::BTreeSet::new(),
+            watched: watched.into_iter().collect(),
             counters: TrackerCounters::default(),
         }
     }

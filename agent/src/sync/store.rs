@@ -356,7 +356,7 @@ impl Store {
     }
 
     /// Reads again what the checkpoint changed: the files hold what the manifest says, or an error.
-    fn verify(&self, before: &Manifest) -> io::Result<()> {
+    pub(super) fn verify(&self, before: &Manifest) -> io::Result<()> {
         for change in diff(before, &self.manifest, None, &BTreeMap::new()) {
             let Change::Blocks { path, .. } = &change else {
                 continue;

@@ -5,6 +5,8 @@
 
 use std::fs::{self, File};
 use std::io;
+use std::os::fd::AsRawFd as _;
+use std::os::unix::fs::MetadataExt as _;
 use std::path::PathBuf;
 use std::process::Command;
 
@@ -56,6 +58,40 @@ impl Disk {
     pub(crate) fn root(&self) -> PathBuf {
         self.dir.path().join("mnt")
     }
+
+    /// Cuts its power if that was not done yet, and gives it back: what was not on the disk is gone.
+    /// No file of it may be open.
+    pub(crate) fn power_cycle(&self) -> io::Result<()> {
+        let number = libc::minor(fs::metadata(self.root())?.dev());
+        // Held open, so that the loop device does not free itself in between.
+        let path = format!("/dev/loop{number}");
+        let device = File::open(&path)?;
+        match cut_power(&File::open(self.root())?) {
+            // It was cut before: nothing can be opened on it.
+            Err(error) if error.raw_os_error() != Some(libc::EIO) => return Err(error),
+            _ => {}
+        }
+        umount2(&self.root(), MntFlags::empty())?;
+        mount(
+            Some(path.as_str()),
+            &self.root(),
+            Some("ext4"),
+            MsFlags::empty(),
+            None::<&str>,
+        )?;
+        drop(device);
+        Ok(())
+    }
+}
+
+/// Stops the file system that `root` lies on as a power cut would: what is not on the disk never gets
+/// there, and every later call fails.
+pub(crate) fn cut_power(root: &File) -> io::Result<()> {
+    nix::ioctl_read!(shutdown, b'X', 125, u32);
+    let mut without_log_flush = 2;
+    // SAFETY: the kernel reads one u32.
+    unsafe { shutdown(root.as_raw_fd(), &mut without_log_flush) }?;
+    Ok(())
 }
 
 impl Drop for Disk {

@@ -55,6 +55,12 @@ impl Frozen {
         }
     }
 
+    /// A guard may thaw it from `instant` on.
+    pub fn until(mut self, instant: Instant) -> Self {
+        self.until = Some(instant);
+        self
+    }
+
     /// Whether the workload has stood still until now. False once the guard may have thawed it: a cut
     /// that ends so late is to be discarded.
     pub fn is_whole(&self) -> bool {
@@ -128,8 +134,7 @@ impl Freezer for CgroupFreezer {
         write_freeze(&self.cgroup, "1").map_err(failed)?;
         if wait_frozen(&mut events, limit).map_err(failed)? {
             frozen.since = Instant::now();
-            frozen.until = Some(until);
-            return Ok(frozen);
+            return Ok(frozen.until(until));
         }
         let limit_ms = u64::try_from(limit.as_millis()).unwrap_or(u64::MAX);
         Err(FreezeError::TimedOut { limit_ms })

@@ -236,6 +236,8 @@ pub struct SyncFigures {
     pub final_delta_bytes: u64,
     /// Files of an older history kept aside on this host.
     pub diverged_files: u64,
+    /// Changed ranges come from the kernel; false where changes are found by scanning.
+    pub tracked: bool,
 }
 
 /// What an operator may ask for. Texts are TOML as written by people; the coordinator validates.

@@ -11,7 +11,7 @@ use crate::sync::journal::crash;
 use crate::sync::roots::Roots;
 use crate::sync::store::Store;
 
-const FIRST: [Act; 6] = [
+pub(super) const FIRST: [Act; 6] = [
     Act::Dir { dir: 0 },
     Act::Write {
         file: 0,
@@ -39,7 +39,7 @@ const FIRST: [Act; 6] = [
     },
     Act::Symlink { file: 3, target: 1 },
 ];
-const SECOND: [Act; 8] = [
+pub(super) const SECOND: [Act; 8] = [
     Act::Rename { from: 0, to: 6 },
     Act::Rename { from: 1, to: 0 },
     Act::Write {
@@ -170,7 +170,7 @@ fn a_receiver_killed_in_mid_journal_comes_back_at_a_sealed_generation() {
 }
 
 /// `None` when the seal was not acknowledged, else whether the checkpoint was done too.
-fn receive(store: &mut Store, frames: &[Vec<u8>]) -> Option<bool> {
+pub(super) fn receive(store: &mut Store, frames: &[Vec<u8>]) -> Option<bool> {
     let mut acknowledged = None;
     for raw in frames {
         let frame = wire::decode(raw).expect("sound");

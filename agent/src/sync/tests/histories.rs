@@ -100,6 +100,10 @@ impl Joined {
         &self.cutter.figures
     }
 
+    pub fn pages_reported(&self) -> u64 {
+        self.cutter.pages_reported()
+    }
+
     fn hello(&mut self) {
         let hello = Frame::Hello {
             service: ServiceId(1),

@@ -179,6 +179,126 @@ fn what_is_read_is_what_was_dirtied_within_a_tenth() {
     assert!(tree(&sides.from) == tree(&sides.to), "the trees differ");
 }
 
+/// Stores `value` into each of these pages through one mapping, not synced.
+fn store_pages(path: &Path, pages: &BTreeSet<u64>, value: u8) {
+    let file = OpenOptions::new()
+        .read(true)
+        .write(true)
+        .open(path)
+        .expect("there");
+    let len = file.metadata().expect("there").len() as usize;
+    // SAFETY: a shared mapping of an open file, which nothing shortens before it is unmapped; the stores
+    // are inside the file.
+    unsafe {
+        let map = libc::mmap(
+            std::ptr::null_mut(),
+            len,
+            libc::PROT_READ | libc::PROT_WRITE,
+            libc::MAP_SHARED,
+            file.as_raw_fd(),
+            0,
+        );
+        assert_ne!(map, libc::MAP_FAILED);
+        for page in pages {
+            map.cast::<u8>().add((page * PAGE) as usize).write_volatile(value);
+        }
+        libc::munmap(map, len);
+    }
+}
+
+#[test]
+fn what_is_read_after_mapped_stores_is_the_folios_they_dirtied_within_a_tenth() {
+    const PAGES: u64 = 8_192;
+    let Some(disk) = Disk::new(192) else { return };
+    let sides = Sides::below(&disk.root());
+    let big = sides.from.join("big");
+    fs::write(&big, vec![7; (PAGES * PAGE) as usize]).expect("room");
+    let mut joined = sides.joined();
+    joined.set_rearm_max(Duration::from_secs(60));
+    for n in 1..=2 {
+        joined.cut_live(n);
+        joined.deliver();
+    }
+    let mut dice = Dice(11);
+    let (read_before, reported_before) = (joined.figures().bytes_read, joined.pages_reported());
+    for n in 3..=40_u64 {
+        let pages: BTreeSet<u64> = (0..=dice.roll(12)).map(|_| dice.roll(PAGES - 300)).collect();
+        store_pages(&big, &pages, n as u8);
+        joined.cut_live(n);
+        joined.deliver();
+        assert!(
+            tree(&sides.from) == tree(&sides.to),
+            "generation {n}: the trees differ"
+        );
+    }
+    let read = joined.figures().bytes_read - read_before;
+    let folios = (joined.pages_reported() - reported_before) * PAGE;
+    println!("{read} bytes read of {folios} bytes of dirty folios");
+    assert!(folios > 0 && read > 0);
+    assert!(
+        read <= folios + folios / 10,
+        "{read} bytes read of {folios} bytes of dirty folios"
+    );
+    assert_eq!(joined.figures().unknown, 0, "nothing forced a re-read");
+}
+
+#[test]
+fn more_files_than_the_kernel_can_watch_are_scanned_from_then_on() {
+    let Some(disk) = Disk::new(64) else { return };
+    let sides = Sides::below(&disk.root());
+    let roots = std::slice::from_ref(&sides.from);
+    let limits = TrackerLimits {
+        files_max: 2,
+        ..TrackerLimits::default()
+    };
+    let source = KernelTracker::open(roots, limits).expect("the kernel tracks ext4");
+    for n in 0..2 {
+        fs::write(sides.from.join(format!("f{n}")), vec![n; 9_000]).expect("room");
+    }
+    let mut joined = Joined::with(Box::new(source), &sides.from, &sides.to, &sides.state);
+    joined.cut_live(1);
+    joined.deliver();
+    assert!(joined.figures().tracked);
+    for n in 2..6 {
+        fs::write(sides.from.join(format!("f{n}")), vec![n; 9_000]).expect("room");
+    }
+    fs::write(sides.from.join("f0"), b"changed").expect("room");
+    joined.cut_live(2);
+    joined.deliver();
+    assert!(!joined.figures().tracked, "said in the figures");
+    assert!(joined.figures().unknown >= 2, "what was tracked is in doubt once");
+    assert!(tree(&sides.from) == tree(&sides.to), "the trees differ");
+    fs::write(sides.from.join("f5"), b"and on").expect("room");
+    joined.cut_live(3);
+    joined.deliver();
+    assert!(tree(&sides.from) == tree(&sides.to), "the trees differ");
+}
+
+#[test]
+fn a_patch_that_did_not_get_to_the_disk_makes_the_copy_unready() {
+    let home = tempfile::Builder::new()
+        .prefix("ussync")
+        .tempdir_in("/dev/shm")
+        .expect("tmpfs");
+    let (from, to) = (home.path().join("from"), home.path().join("to"));
+    fs::create_dir(&from).expect("fresh");
+    fs::write(from.join("file"), vec![1; 20_000]).expect("room");
+    let mut joined = Joined::new(&from, &to, &home.path().join("state"));
+    let before = joined.store.manifest().clone();
+    joined.cut(1);
+    joined.deliver();
+    joined.store.verify(&before).expect("it holds what was written");
+    let copy = File::options().write(true).open(to.join("file")).expect("there");
+    copy.write_all_at(b"rot", 8_192).expect("room");
+    let found = joined.store.verify(&before).expect_err("the disk lied");
+    assert!(found.to_string().contains("file"), "{found}");
+    copy.set_len(10_000).expect("shortened");
+    joined
+        .store
+        .verify(&before)
+        .expect_err("a file that is short is not sound");
+}
+
 #[test]
 fn a_full_disk_makes_a_copy_unready_until_there_is_room_again() {
     let Some(disk) = Disk::new(32) else { return };

@@ -2,6 +2,8 @@
 
 mod crash;
 mod direction;
+mod frozen;
 mod histories;
 mod kernel;
 mod pair;
+mod power;
