@@ -92,6 +92,34 @@ fn process_ends_are_counted_in_the_scope_and_below_it_and_nowhere_else() {
 }
 
 #[test]
+fn requests_that_fail_are_counted_on_the_scopes_device_and_on_no_other() {
+    run(|| {
+        let (ours, other) = (Disk::ext4("failing-a")?, Disk::ext4("failing-b")?);
+        let scope = |disk: &Disk| ScopeConfig {
+            devices: vec![disk.device.clone()],
+            ..ScopeConfig::default()
+        };
+        let mut watched = open(Some(scope(&ours)))?;
+        let mut neighbour = open(Some(scope(&other)))?;
+        neighbour.sample(BootTime::ZERO);
+        ours.write_and_sync("a", 32);
+        other.write_and_sync("a", 32);
+        ours.drop_cache("a");
+        // Past its metadata, which reading the file needs.
+        let beacon = over(&mut watched, 0, || {
+            ours.lose_all_behind(1 << 20);
+            let failed = std::fs::read(ours.path("a")).expect_err("the disk lost it");
+            assert_eq!(failed.raw_os_error(), Some(libc::EIO));
+            other.read_from_disk("a");
+        });
+        assert!(beacon.get(Feature::BlockErrorsPerSecond).unwrap() > 0.0);
+        let beacon = neighbour.sample(BootTime::from_ms(1_000)).unwrap();
+        assert_eq!(beacon.get(Feature::BlockErrorsPerSecond), Some(0.0));
+        Ok(())
+    });
+}
+
+#[test]
 fn writes_and_syncs_are_counted_on_the_scopes_device_and_on_no_other() {
     run(|| {
         let (ours, other) = (Disk::ext4("disk-a")?, Disk::ext4("disk-b")?);

@@ -189,6 +189,12 @@ impl Disk {
         }
     }
 
+    /// What lies behind the first `bytes` of the device is gone: reads of it fail.
+    pub fn lose_all_behind(&self, bytes: u64) {
+        let image = OpenOptions::new().write(true).open(self.dir.path().join("image"));
+        image.and_then(|image| image.set_len(bytes)).unwrap();
+    }
+
     pub fn drop_cache(&self, name: &str) {
         let file = File::open(self.path(name)).unwrap();
         posix_fadvise(file.as_fd(), 0, 0, PosixFadviseAdvice::POSIX_FADV_DONTNEED).unwrap();
