@@ -246,6 +246,7 @@ impl Applying<'_> {
                 phase: Phase::Steady,
                 revision: self.index,
                 predicted_at_ms: None,
+                leaving: None,
                 distrusted_at_ms: None,
             },
         );
@@ -315,6 +316,8 @@ impl Applying<'_> {
             from,
             served: false,
         });
+        let leaves = previous.filter(|previous| planned && *previous != to);
+        service.leaving = leaves.or(service.leaving).filter(|leaving| *leaving != to);
         service.shadows.remove(&to);
         service.joining.remove(&to);
         for revision in service.joining.values_mut() {
@@ -335,7 +338,7 @@ impl Applying<'_> {
             Some(to),
             format!("{what}: {epoch} goes to {name} ({why})"),
         );
-        if planned && let Some(previous) = previous.filter(|previous| *previous != to) {
+        if let Some(previous) = leaves {
             self.enter_safe_mode(previous);
         }
         Ok(())
@@ -441,6 +444,7 @@ impl Applying<'_> {
         holder.served = true;
         let host = holder.host;
         service.ever_served = true;
+        service.leaving = None;
         service.phase = Phase::Steady;
         let what = service.spec.name.clone();
         let text = format!("{what}: {} serves {epoch}", self.state.host_name(host));

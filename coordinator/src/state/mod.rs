@@ -94,6 +94,9 @@ pub struct Service {
     pub predicted_at_ms: Option<u64>,
     /// Wall time of the last time that a holder was condemned by evidence.
     pub distrusted_at_ms: Option<u64>,
+    /// The holder before a planned move, until its successor serves: fenced, it keeps the address and ships
+    /// the final cut to whoever lacks it.
+    pub leaving: Option<HostId>,
 }
 
 /// Who owns the current epoch.

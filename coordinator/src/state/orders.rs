@@ -5,12 +5,13 @@ use understudy_common::wire::{Order, Peer, Role};
 
 use super::{Phase, Service, State, Step};
 
-/// One order for every service that the host is named in. The same state gives the same orders.
+/// One order for every service that the host is named in, but none for one that it is leaving: its last
+/// order, to release, stands until its successor serves. The same state gives the same orders.
 pub fn orders_for(state: &State, host: HostId) -> Vec<Order> {
     state
         .services
         .iter()
-        .filter(|(_, service)| service.spec.hosts.contains(&host))
+        .filter(|(_, service)| service.spec.hosts.contains(&host) && service.leaving != Some(host))
         .map(|(id, service)| order(state, *id, service, host))
         .collect()
 }

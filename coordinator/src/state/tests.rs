@@ -1,9 +1,9 @@
 use proptest::prelude::*;
 use understudy_common::domain::Domain;
-use understudy_common::id::{Epoch, HostId, ServiceId};
+use understudy_common::id::{Epoch, GenerationId, HostId, ServiceId};
 use understudy_common::spec::RawServiceSpec;
 use understudy_common::units::BasisPoints;
-use understudy_common::wire::{Inventory, Role};
+use understudy_common::wire::{FinalCut, Inventory, Role};
 
 use super::{
     Cause, Change, Command, EventKind, GrantReason, Hold, MoveReason, Outcome, State, WHY_BYTES_MAX,
@@ -71,6 +71,79 @@ fn served() -> State {
         assert_eq!(apply(&mut state, change), Outcome::Applied);
     }
     state
+}
+
+fn role_of(state: &State, host: u32) -> Option<Role> {
+    orders_for(state, HostId(host)).pop().map(|order| order.role)
+}
+
+#[test]
+fn the_old_holder_keeps_its_last_order_until_its_successor_serves() {
+    let mut state = served();
+    let (service, epoch) = (KV, Epoch(1));
+    let cut = FinalCut {
+        epoch,
+        generation: GenerationId { epoch, n: 9 },
+        acked_by: vec![HostId(2)],
+    };
+    for change in [
+        Change::BeginHandover {
+            service,
+            epoch,
+            to: HostId(2),
+            reason: MoveReason::Operator,
+        },
+        Change::HolderFenced { service, epoch },
+        Change::FinalCut { service, epoch, cut },
+    ] {
+        assert_eq!(apply(&mut state, change), Outcome::Applied);
+        assert!(matches!(role_of(&state, 1), Some(Role::Release { .. })));
+    }
+    assert_eq!(
+        apply(&mut state, grant(2, 2, GrantReason::Handover)),
+        Outcome::Applied
+    );
+    assert_eq!(
+        role_of(&state, 1),
+        None,
+        "fenced, it ships on and keeps the address"
+    );
+    assert!(matches!(role_of(&state, 2), Some(Role::Serve { .. })));
+    let epoch = Epoch(2);
+    assert_eq!(
+        apply(&mut state, Change::Served { service, epoch }),
+        Outcome::Applied
+    );
+    assert_eq!(role_of(&state, 1), Some(Role::Idle));
+    assert!(state.hosts[&HostId(1)].safe_mode);
+}
+
+#[test]
+fn a_takeover_says_what_it_may_have_lost() {
+    let mut state = served();
+    let from = GenerationId {
+        epoch: Epoch(1),
+        n: 3,
+    };
+    let change = Change::Grant {
+        service: KV,
+        epoch: Epoch(2),
+        holder: HostId(2),
+        boot: 1,
+        from: Some(from),
+        reason: GrantReason::LeaseEnded,
+    };
+    assert_eq!(apply(&mut state, change), Outcome::Applied);
+    let granted = state
+        .events
+        .after(0)
+        .filter(|event| event.kind == EventKind::Granted)
+        .last();
+    let text = &granted.expect("an event").text;
+    assert!(
+        text.contains(&from.to_string()) && text.contains("is lost"),
+        "{text}"
+    );
 }
 
 #[test]
