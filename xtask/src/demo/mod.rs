@@ -114,7 +114,7 @@ fn series(args: &Args, first: u64) -> bool {
     let (mut moved, mut false_moves, mut rows) = (0, 0, Vec::new());
     for n in 0..args.runs {
         let seed = first + n;
-        let class = Class::FAULTS[n as usize % Class::FAULTS.len()];
+        let class = scenario::class(seed);
         timeline.chapter(&format!("Run {} of {}, seed {seed}", n + 1, args.runs));
         let (measured, did) = perform(seed, &mut timeline, class, false);
         let in_time = did && measured.planned.lead_s.is_some_and(|lead| lead > 0.0);

@@ -76,7 +76,11 @@ pub(super) fn look_alike(scene: &mut Scene<'_>) -> Result<()> {
     scene.hold(AFTERMATH)?;
     drop(running);
     scene.hold(AFTERMATH)?;
-    scene.timeline.note("nothing moved, as it should be");
+    let moved = false_moves(&scene.watch.seen(), &Acts::default());
+    scene.timeline.note(match moved {
+        0 => "nothing moved, as it should be".to_owned(),
+        moved => format!("{moved} false moves"),
+    });
     Ok(())
 }
 
@@ -213,6 +217,8 @@ pub(super) fn unannounced(scene: &mut Scene<'_>, acts: &mut Acts) -> Result<()> 
         NAMES[holder as usize - 1],
         NAMES[third as usize - 1]
     );
+    // From the returning host's first moment on nobody may answer with less than the heir has.
+    scene.probes.as_ref().context("the probes run")?.watch_for_stale();
     // The first host is still kept out: until this one is back nobody is there to hold a copy.
     scene.timeline.chapter("3  The lights come on");
     let index = dying as usize - 1;
@@ -222,7 +228,6 @@ pub(super) fn unannounced(scene: &mut Scene<'_>, acts: &mut Acts) -> Result<()> 
         .timeline
         .note(format_args!("{} has power again", NAMES[index]));
     scene.until_answered(boot_ns(), TAKEOVER_MAX)?;
-    scene.probes.as_ref().context("the probes run")?.watch_for_stale();
     measure_crash(scene, acts, cut, (dying, holder))?;
     return_of(scene, dying)
 }
@@ -278,7 +283,8 @@ pub(super) fn conclude(scene: &mut Scene<'_>, acts: &Acts) {
     let seen = scene.watch.seen();
     scene.measured.raft_commits = seen.commits();
     scene.measured.freeze_ms_p99 = seen.freeze_us_p99.map(|us| us as f64 / 1e3);
-    scene.measured.unknown = seen.sync("unknown");
+    scene.measured.unknown = seen.unknown;
+    scene.measured.tracked = seen.tracked;
     if !seen.events.is_empty() {
         scene.measured.false_moves = Some(false_moves(&seen, acts));
     }

@@ -21,6 +21,10 @@ pub(super) struct Seen {
     pub(super) trouble: Option<String>,
     /// Highest p99 of the freezes that any primary reported, in microseconds.
     pub(super) freeze_us_p99: Option<u64>,
+    /// Highest number of files that any primary compared for want of certainty.
+    pub(super) unknown: Option<u64>,
+    /// Every primary that cut generations had its dirty ranges from the kernel.
+    pub(super) tracked: Option<bool>,
 }
 
 #[derive(Clone, Debug)]
@@ -152,6 +156,12 @@ fn look(questions: &Questions, seen: &Mutex<Seen>) {
             seen.status = status;
             let p99 = seen.sync("freeze_us_p99");
             seen.freeze_us_p99 = seen.freeze_us_p99.max(p99);
+            seen.unknown = seen.unknown.max(seen.sync("unknown"));
+            let service = seen.service();
+            let cuts = seen.serving().is_some() && !service["generation"].is_null();
+            if let Some(now) = service["sync"]["tracked"].as_bool().filter(|_| cuts) {
+                seen.tracked = Some(now && seen.tracked != Some(false));
+            }
         }
         Err(why) => seen.trouble = Some(format!("{why:#}")),
     }
