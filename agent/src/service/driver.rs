@@ -13,19 +13,22 @@ use tokio::task::JoinHandle;
 use understudy_common::delta::Manifest;
 use understudy_common::id::{Epoch, GenerationId, HostId, ServiceId};
 use understudy_common::spec::ServiceSpec;
-use understudy_common::wire::{CopyState, Peer};
+use understudy_common::wire::{CopyState, FinalCut, Peer};
 use understudy_transport::Endpoint;
 
 use super::{Event, Job, Outcome, SyncStatus};
 use crate::sync::scan::ScanSource;
 use crate::sync::tracker::{ChangeSource, KernelTracker, TrackerLimits};
 use crate::sync::{self, Primary, PrimarySettings, PrimaryStatus, Shadow, ShadowSettings, ShadowStatus};
-use crate::telemetry::ExitWatch;
+use crate::telemetry::{ExitWatch, heaviest};
 use crate::traffic::{TrafficDriver as _, VirtualIp};
 use crate::workload::{Cgroup, CgroupFreezer, CommandWorkload, ThawGuard, WorkloadError, wait_healthy};
 
 /// How long the final cut waits for shadows that do not answer.
 const FINAL_CUT_MAX: Duration = Duration::from_secs(10);
+
+/// Processes that are named when a service leaves a host.
+const HEAVIEST: usize = 5;
 
 /// How long an engine that is told to stop may take.
 const ENGINE_STOP_MAX: Duration = Duration::from_secs(5);
@@ -217,16 +220,7 @@ impl Worker {
                 }
                 Ok(Outcome::Done)
             }
-            Job::FinalCut => match &self.engine {
-                Engine::Primary(primary, _) => {
-                    let cut = primary.final_cut(FINAL_CUT_MAX);
-                    match tokio::time::timeout(FINAL_CUT_MAX + ENGINE_STOP_MAX, cut).await {
-                        Ok(cut) => cut.map(Outcome::Cut).map_err(|error| sync::chain(&error)),
-                        Err(_) => Err("the disk does not let the final cut be made".to_owned()),
-                    }
-                }
-                Engine::None | Engine::Shadow { .. } => Err("nothing is being cut".to_owned()),
-            },
+            Job::FinalCut => self.final_cut().await.map(Outcome::Cut),
             Job::Disown | Job::Unfollow => {
                 self.end_engine().await;
                 Ok(Outcome::Done)
@@ -247,6 +241,27 @@ impl Worker {
                 let left = self.address.leave().await;
                 left.map(done).map_err(|error| sync::chain(&error))
             }
+        }
+    }
+
+    async fn final_cut(&self) -> Result<FinalCut, String> {
+        let Engine::Primary(primary, _) = &self.engine else {
+            return Err("nothing is being cut".to_owned());
+        };
+        let name = self.settings.spec.name.clone();
+        // For whoever asks afterwards what was wrong with this host; the cut does not wait for it.
+        tokio::task::spawn_blocking(move || {
+            let heaviest: Vec<String> = heaviest(HEAVIEST).iter().map(ToString::to_string).collect();
+            tracing::info!(
+                service = name,
+                ?heaviest,
+                "leaves this host; its heaviest processes"
+            );
+        });
+        let cut = primary.final_cut(FINAL_CUT_MAX);
+        match tokio::time::timeout(FINAL_CUT_MAX + ENGINE_STOP_MAX, cut).await {
+            Ok(cut) => cut.map_err(|error| sync::chain(&error)),
+            Err(_) => Err("the disk does not let the final cut be made".to_owned()),
         }
     }
 

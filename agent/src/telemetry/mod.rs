@@ -23,6 +23,7 @@ mod host;
 mod inventory;
 mod memory;
 mod probes;
+mod processes;
 mod record;
 mod scope;
 
@@ -42,6 +43,7 @@ use host::Pressure;
 use probes::{ProbeOptions, Probes};
 
 pub use exits::{ExitStream, ExitWatch, Exits, ProcessExit};
+pub use processes::heaviest;
 pub use record::{RecordConfig, RecordError, record};
 pub use scope::{DEVICES_MAX, Scope, ScopeConfig, ScopeError, TelemetryConfig};
 
