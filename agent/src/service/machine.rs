@@ -472,7 +472,9 @@ impl Machine {
             && !self.is_not_well()
             && self.address == Some(true)
             && self.gate_is_open(now, order.epoch);
-        let follows = matches!(self.files, Files::Following { .. });
+        // While a takeover is under way the copy's old primary is gone: no failure of the takeover.
+        let follows =
+            matches!(self.files, Files::Following { .. }) && matches!(order.role, Role::Shadow { .. });
         Some(ServiceReport {
             service: self.service,
             epoch: order.epoch,

@@ -7,7 +7,7 @@ use understudy_common::spec::{Ack, Consistency, Health, Policy, ServiceSpec, Wor
 use understudy_common::units::BootTime;
 use understudy_common::wire::{FinalCut, Order, Peer, Refusal, Role};
 
-use super::{Action, Event, Job, Machine, Outcome};
+use super::{Action, Event, Job, Machine, Outcome, SyncStatus};
 
 const S: ServiceId = ServiceId(1);
 const LEASE: Duration = Duration::from_secs(1);
@@ -235,6 +235,19 @@ fn a_start_that_fails_is_tried_again_and_told_after_three_times() {
         assert_eq!(host.run(), [Action::Do(Job::StartWorkload)]);
     }
     assert_eq!(host.machine.poll_timeout(), None);
+}
+
+#[test]
+fn the_end_of_the_old_primarys_stream_is_no_failure_of_a_takeover() {
+    let mut host = Obliging::new();
+    host.obey(order(1, 1, shadow()));
+    host.event(Event::Sync(SyncStatus {
+        failure: Some("the link is closed".to_owned()),
+        ..SyncStatus::default()
+    }));
+    assert!(host.machine.report(host.now).unwrap().failure.is_some());
+    host.machine.handle_order(order(2, 2, serve())).unwrap();
+    assert_eq!(host.machine.report(host.now).unwrap().failure, None);
 }
 
 #[test]

@@ -130,7 +130,7 @@ impl Store {
         self.copy = CopyState::Warming;
         self.identity = identity::load(&self.dir)?;
         if ignore_missing(fs::remove_file(self.dir.join("incoming")))? {
-            tracing::warn!(service = %self.service, "dropped a generation that was not sealed when the agent stopped");
+            tracing::warn!(service = %self.service, "dropped a generation that was not sealed");
         }
         for path in self.listed("redo")? {
             let (generation, digest) = match checkpoint::read_redo(&path, |_| Ok(())) {
