@@ -3,6 +3,7 @@
 use std::fs;
 use std::os::fd::{FromRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::sync::{Arc, Mutex};
 
 use anyhow::{Context, Result, bail};
@@ -116,6 +117,16 @@ impl Testbed {
             fs::copy(entry.path(), to.join(entry.file_name()))?;
         }
         Ok(())
+    }
+
+    /// A command that runs where the bridge is, with a port for each host; see [`Host::port`].
+    pub fn at_the_bridge(&self, program: &str) -> Command {
+        self.bridge.command(program)
+    }
+
+    /// The cgroups above those of all hosts.
+    pub fn cgroups(&self) -> Cgroups {
+        Cgroups::of_run(&self.roots, &self.shared.name)
     }
 
     pub fn hosts(&self) -> &[Arc<Host>] {

@@ -57,7 +57,7 @@ impl CgroupRoots {
     }
 }
 
-/// The directories of one host.
+/// The directories of one host, or of all.
 #[derive(Debug)]
 pub struct Cgroups {
     roots: CgroupRoots,
@@ -78,6 +78,14 @@ impl Cgroups {
             delegate(&roots.unified, run)?;
         }
         Ok(made)
+    }
+
+    /// Those of the whole run.
+    pub(crate) fn of_run(roots: &CgroupRoots, run: &str) -> Self {
+        Self {
+            roots: roots.clone(),
+            name: run.to_owned(),
+        }
     }
 
     /// The cgroup2 directory.
@@ -134,6 +142,31 @@ impl Cgroups {
                 write(&self.unified().join("io.max"), &format!("{device} rbps={limit}"))
             }
         }
+    }
+
+    /// Its weight against its siblings; 1024 is what each has by itself.
+    pub fn set_cpu_shares(&self, shares: u64) -> Result<()> {
+        match self.v1("cpu") {
+            Some(directory) => write(&directory.join("cpu.shares"), &shares.to_string()),
+            None => {
+                let weight = (shares * 100 / 1_024).clamp(1, 10_000);
+                write(&self.unified().join("cpu.weight"), &weight.to_string())
+            }
+        }
+    }
+
+    /// Processor time that all in it took, in nanoseconds.
+    pub fn cpu_usage_ns(&self) -> Result<u64> {
+        if let Some(directory) = self.v1("cpuacct") {
+            let path = directory.join("cpuacct.usage");
+            let text = fs::read_to_string(&path).with_context(|| path.display().to_string())?;
+            return text.trim().parse().with_context(|| path.display().to_string());
+        }
+        let path = self.unified().join("cpu.stat");
+        let text = fs::read_to_string(&path).with_context(|| path.display().to_string())?;
+        let us = text.lines().find_map(|line| line.strip_prefix("usage_usec "));
+        let us: u64 = us.and_then(|word| word.parse().ok()).context("usage_usec")?;
+        Ok(us * 1_000)
     }
 
     /// Open `cgroup.procs` of every hierarchy: writing `0` moves the writer in.

@@ -66,7 +66,6 @@ impl HostSpec {
 pub struct Host {
     pub(crate) spec: HostSpec,
     pub(crate) mac: [u8; 6],
-    /// The bridge's end of the cable.
     pub(crate) port: String,
     pub(crate) bridge: Arc<OwnedFd>,
     pub(crate) namespace: Namespace,
@@ -90,6 +89,11 @@ impl Host {
 
     pub fn interface(&self) -> &'static str {
         INTERFACE
+    }
+
+    /// The bridge's end of its cable.
+    pub fn port(&self) -> &str {
+        &self.port
     }
 
     pub fn cgroups(&self) -> &Cgroups {

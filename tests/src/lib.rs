@@ -6,18 +6,23 @@
 //! what a killed run left is removed by the next one. Only processes in the run's own cgroups are
 //! ever killed.
 
+pub mod agent_log;
 mod bed;
 mod cgroup;
 mod clock;
+pub mod cluster;
 mod disk;
+pub mod exercise;
 pub mod fault;
 pub mod fault_child;
 mod host;
 mod interrupt;
+pub mod ledger;
 mod leftovers;
 mod namespace;
 mod process;
 mod requirements;
+pub mod soak;
 
 pub use bed::Testbed;
 pub use cgroup::{CgroupRoots, Cgroups};

@@ -36,7 +36,7 @@ pub fn missing() -> Option<String> {
     None
 }
 
-fn in_path(program: &str) -> bool {
+pub(crate) fn in_path(program: &str) -> bool {
     let path = env::var_os("PATH").unwrap_or_default();
     env::split_paths(&path).any(|directory| directory.join(program).exists())
 }

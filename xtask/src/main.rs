@@ -7,11 +7,13 @@
 mod ci;
 mod demo;
 mod ebpf;
+mod exercise;
 mod fix;
 mod lab;
 mod repo;
 mod setup;
 mod shell;
+mod soak;
 mod test;
 mod train;
 
@@ -42,10 +44,14 @@ enum Command {
     Ci,
     /// A service outlives two hosts; needs root, at most eight minutes after set-up
     Demo(demo::Args),
+    /// Real programs under random faults: one owner, nothing acknowledged lost, nobody stuck; needs root
+    Exercise(exercise::Args),
     /// Formats, and applies what the lints can fix
     Fix,
     /// Records labelled runs of faults and look-alikes; needs root, at most an hour, goes on where it stopped
     Lab(lab::Args),
+    /// Long runs that must stay uneventful; needs root
+    Soak(soak::Args),
     /// Trains the model from the committed traces
     Train(train::Args),
 }
@@ -65,6 +71,8 @@ fn run(command: Command) -> Result<ExitCode> {
         Command::Lab(arguments) => return lab::run(repo::root(), &arguments),
         Command::Train(arguments) => return train::run(repo::root(), &arguments),
         Command::Demo(arguments) => return demo::run(&arguments),
+        Command::Exercise(arguments) => return exercise::run(&arguments),
+        Command::Soak(arguments) => return soak::run(&arguments),
         Command::Setup => setup::run().map(|()| true),
         Command::BuildEbpf => ebpf::run().map(|()| true),
         Command::Test { arguments } => test::run(&arguments),

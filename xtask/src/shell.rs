@@ -50,6 +50,13 @@ pub(crate) fn output(command: &mut Command) -> Result<Output> {
     command.output().with_context(|| starting(command))
 }
 
+/// Builds the kernel programs and all programs, as the tests are built: nothing is compiled twice.
+pub(crate) fn provide() -> Result<()> {
+    crate::ebpf::run()?;
+    say("build", "the programs");
+    run(cargo().args(["build", "--quiet", "--workspace", "--bins"]))
+}
+
 /// Standard output of a command that succeeds; none when it cannot be started or fails.
 pub(crate) fn ask(command: &mut Command) -> Option<String> {
     let output = command.stderr(Stdio::null()).output().ok()?;

@@ -7,8 +7,8 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::{Context, Result, bail, ensure};
-use serde_json::Value;
+use anyhow::{Result, bail, ensure};
+use understudy_testbed::cluster::{Cluster as Programs, ClusterSpec, Operator, program};
 use understudy_testbed::fault::{Background, DEMO_MEMORY_LIMIT_MIB, Running};
 use understudy_testbed::{Host, HostSpec, Process, Testbed, wait_for};
 
@@ -26,64 +26,56 @@ const LOAD_BATCH: usize = 500;
 const PATIENCE: Duration = Duration::from_secs(30);
 
 pub(super) struct Cluster {
-    pub(super) bed: Testbed,
-    pub(super) hosts: Vec<Arc<Host>>,
+    // Before the programs, whose hosts they run on.
+    background: Vec<Option<Running>>,
+    programs: Programs,
     pub(super) probes: Vec<Arc<Host>>,
     pub(super) client: Arc<Host>,
-    operator: Arc<Host>,
-    coordinator_hosts: Vec<Arc<Host>>,
-    config: PathBuf,
     seed: u64,
-    agents: Vec<Option<Process>>,
-    background: Vec<Option<Running>>,
-    coordinators: Vec<Process>,
 }
 
 impl Cluster {
     /// Everything plugged in and configured; nothing runs yet.
     pub(super) fn build(seed: u64) -> Result<Self> {
-        let mut bed = Testbed::start("demo")?;
+        let mut programs = Programs::plug(&ClusterSpec {
+            host_names: NAMES.map(str::to_owned).to_vec(),
+            host_disk_mib: DISK_MIB,
+            host_memory_limit: Some(DEMO_MEMORY_LIMIT_MIB << 20),
+            coordinator_more: prediction(),
+            agent_log: "info,understudy_agent::generation=debug".to_owned(),
+            ..ClusterSpec::new("demo")
+        })?;
         let at = |last: u8| Ipv4Addr::new(10, 77, 0, last);
-        let mut plain = |name: String, last: u8| bed.add(HostSpec::new(&name, at(last)));
-        let coordinator_hosts = (1..=3)
-            .map(|n| plain(format!("coordinator{n}"), n))
-            .collect::<Result<Vec<_>>>()?;
-        let client = plain("client".to_owned(), 50)?;
-        let operator = plain("operator".to_owned(), 51)?;
+        let client = programs.bed.add(HostSpec::new("client", at(50)))?;
         let probes = (1..=3)
-            .map(|n| plain(format!("probe{n}"), 60 + n))
+            .map(|n| programs.bed.add(HostSpec::new(&format!("probe{n}"), at(60 + n))))
             .collect::<Result<Vec<_>>>()?;
-        let limit = DEMO_MEMORY_LIMIT_MIB << 20;
-        let hosts = NAMES
-            .iter()
-            .zip(11..)
-            .map(|(name, last)| {
-                bed.add(
-                    HostSpec::new(name, at(last))
-                        .disk_mib(DISK_MIB)
-                        .memory_limit(limit),
-                )
-            })
-            .collect::<Result<Vec<_>>>()?;
-        for (probe, host) in probes.iter().zip(&hosts) {
+        for (probe, host) in probes.iter().zip(&programs.hosts) {
             probe.pin_neighbour(ADDRESS, &host.mac())?;
         }
-        let config = bed.directory().join("cluster");
         let made = Self {
-            bed,
-            hosts,
+            background: NAMES.iter().map(|_| None).collect(),
+            programs,
             probes,
             client,
-            operator,
-            coordinator_hosts,
-            config,
             seed,
-            agents: NAMES.iter().map(|_| None).collect(),
-            background: NAMES.iter().map(|_| None).collect(),
-            coordinators: Vec::new(),
         };
-        made.configure()?;
+        for host in made.hosts() {
+            fs::create_dir_all(host.path(&made.data()))?;
+        }
         Ok(made)
+    }
+
+    pub(super) fn hosts(&self) -> &[Arc<Host>] {
+        &self.programs.hosts
+    }
+
+    pub(super) fn bed(&self) -> &Testbed {
+        &self.programs.bed
+    }
+
+    pub(super) fn operator(&self) -> &Operator {
+        self.programs.operator()
     }
 
     pub(super) fn service_address(&self) -> SocketAddr {
@@ -95,81 +87,16 @@ impl Cluster {
     }
 
     fn data(&self) -> PathBuf {
-        self.bed.disk_mount_point().join("redis")
+        self.bed().disk_mount_point().join("redis")
     }
 
     /// Redis' own log, of all hosts one after the other.
     fn redis_log(&self) -> PathBuf {
-        self.bed.logs().join("redis.log")
+        self.bed().logs().join("redis.log")
     }
 
     pub(super) fn agent_log(&self, index: usize) -> PathBuf {
-        self.bed.logs().join(format!("{}-agent.log", NAMES[index]))
-    }
-
-    fn configure(&self) -> Result<()> {
-        let mut init = self.operator.command(program("understudy"))?;
-        init.arg("init").arg("--dir").arg(&self.config);
-        for host in &self.hosts {
-            init.arg("--host")
-                .arg(format!("{}={}:7401", host.name(), host.address()));
-        }
-        for host in &self.coordinator_hosts {
-            init.arg("--coordinator").arg(format!("{}:7400", host.address()));
-        }
-        let output = init.output().context("starting `understudy init`")?;
-        ensure!(
-            output.status.success(),
-            "understudy init: {}",
-            String::from_utf8_lossy(&output.stderr)
-        );
-        for (index, host) in self.hosts.iter().enumerate() {
-            self.configure_host(index + 1, host)?;
-        }
-        for n in 1..=self.coordinator_hosts.len() {
-            self.configure_coordinator(n)?;
-        }
-        let service = self.config.join("service.toml");
-        fs::write(&service, self.service_toml()).context("writing service.toml")
-    }
-
-    fn configure_host(&self, n: usize, host: &Host) -> Result<()> {
-        let state = self.bed.disk_mount_point().join("understudy");
-        fs::create_dir_all(host.path(&state))?;
-        fs::create_dir_all(host.path(&self.data()))?;
-        let cgroups = host.cgroups();
-        let unified = cgroups.unified();
-        let controller = |name: &str| cgroups.v1(name).unwrap_or_else(|| unified.clone());
-        let disk = host.disk().context("the hosts have disks")?;
-        let path = self.config.join(format!("host-{n}.toml"));
-        let mut text = fs::read_to_string(&path)?;
-        set(&mut text, "state_dir", &state.display())?;
-        set(&mut text, "cgroup", &unified.display())?;
-        text.push_str(&format!(
-            "\n[telemetry.scope]\ncgroup = \"{}\"\nmemory = \"{}\"\ncpu = \"{}\"\ndevices = [\"{}\"]\nnetns = true\n",
-            unified.display(),
-            controller("memory").display(),
-            controller("cpu").display(),
-            disk.numbers(),
-        ));
-        fs::write(&path, text)?;
-        Ok(())
-    }
-
-    fn configure_coordinator(&self, n: usize) -> Result<()> {
-        let path = self.config.join(format!("coordinator-{n}.toml"));
-        let mut text = fs::read_to_string(&path)?;
-        let data = self.bed.directory().join(format!("coordinator-{n}"));
-        set(&mut text, "data_dir", &data.display())?;
-        let models = repo::root().join("coordinator/models");
-        text.push_str(&format!(
-            "\n[prediction]\nmodel = \"{}\"\ncard = \"{}\"\nonnxruntime = \"{}\"\n",
-            models.join("fast.onnx").display(),
-            models.join("fast.card.json").display(),
-            repo::tools().join("onnxruntime/libonnxruntime.so").display(),
-        ));
-        fs::write(&path, text)?;
-        Ok(())
+        self.bed().logs().join(format!("{}-agent.log", NAMES[index]))
     }
 
     fn redis_words(&self) -> Vec<String> {
@@ -210,14 +137,14 @@ impl Cluster {
              consistency = \"freeze\"\nack = \"written\"\nhosts = [1, 2, 3]\n\n[workload]\nstart = [{start}]\n\
              health = {{ tcp = \"127.0.0.1:{PORT}\" }}\n",
             data = self.data().display(),
-            interface = self.hosts[0].interface(),
+            interface = self.hosts()[0].interface(),
             start = words.join(", "),
         )
     }
 
     /// The service as it was before anyone protected it: 200k values of 1 KiB in its files on A.
     pub(super) fn load(&self) -> Result<()> {
-        let host = &self.hosts[0];
+        let host = &self.hosts()[0];
         let words = self.redis_words();
         let mut command = host.command(&words[0])?;
         command.args(&words[1..]);
@@ -229,82 +156,47 @@ impl Cluster {
     }
 
     pub(super) fn start_coordinators(&mut self) -> Result<()> {
-        for (n, host) in (1..).zip(&self.coordinator_hosts) {
-            let mut command = host.command(program("understudy-coordinator"))?;
-            command
-                .arg("--config")
-                .arg(self.config.join(format!("coordinator-{n}.toml")));
-            command.env("NO_COLOR", "1").env("RUST_LOG", "info");
-            self.coordinators.push(host.spawn("coordinator", command)?);
-        }
-        Ok(())
+        (0..self.programs.coordinator_hosts.len()).try_for_each(|n| self.programs.start_coordinator(n))
     }
 
     /// What a host does when it starts: its agent, and the ordinary work that it has anyway.
     pub(super) fn start_host(&mut self, index: usize) -> Result<()> {
-        let host = &self.hosts[index];
-        let mut command = host.command(program("understudy-agent"))?;
-        command
-            .arg("--config")
-            .arg(self.config.join(format!("host-{}.toml", index + 1)));
-        command
-            .env("NO_COLOR", "1")
-            .env("RUST_LOG", "info,understudy_agent::generation=debug");
-        self.agents[index] = Some(host.spawn("agent", command)?);
+        self.programs.start_agent(index)?;
         let background = Background::for_demo(self.seed.wrapping_add(index as u64));
-        let running = Running::background(&program("understudy-fault"), host, &background)?;
+        let fault = program("understudy-fault")?;
+        let running = Running::background(&fault, &self.programs.hosts[index], &background)?;
         self.background[index] = Some(running);
         Ok(())
     }
 
     pub(super) fn cut_power(&mut self, index: usize) -> Result<()> {
-        let done = self.hosts[index].cut_power();
-        self.agents[index] = None;
+        let done = self.programs.cut_host_power(index);
         self.background[index] = None;
         done
     }
 
     pub(super) fn agent_pid(&self, index: usize) -> Option<u32> {
-        self.agents[index].as_ref().map(Process::pid)
+        self.programs.agent(index).map(Process::pid)
     }
 
     /// A program that should run and does not is an error with the end of its log.
     pub(super) fn check_programs(&mut self) -> Result<()> {
-        let agents = self.agents.iter_mut().flatten();
-        for process in agents.chain(&mut self.coordinators) {
-            if !process.is_running() {
-                let log = fs::read_to_string(process.log()).unwrap_or_default();
-                let lines: Vec<&str> = log.lines().rev().take(5).collect();
-                let end: Vec<&str> = lines.into_iter().rev().collect();
-                bail!(
-                    "{} ended; its log ends with:\n{}",
-                    process.log().display(),
-                    end.join("\n")
-                );
-            }
+        if let Some(path) = self.programs.ended().first() {
+            let log = fs::read_to_string(path).unwrap_or_default();
+            let lines: Vec<&str> = log.lines().rev().take(5).collect();
+            let end: Vec<&str> = lines.into_iter().rev().collect();
+            bail!("{} ended; its log ends with:\n{}", path.display(), end.join("\n"));
         }
         Ok(())
     }
 
     pub(super) fn declare_service(&self) -> Result<()> {
-        self.ask(&["apply", &self.config.join("service.toml").display().to_string()])?;
-        Ok(())
-    }
-
-    pub(super) fn questions(&self) -> Questions {
-        Questions {
-            from: Arc::clone(&self.operator),
-            cluster: self.config.join("cluster.toml"),
-        }
-    }
-
-    fn ask(&self, words: &[&str]) -> Result<String> {
-        self.questions().ask(words)
+        self.programs.declare(&self.service_toml())
     }
 
     /// Resident bytes of the service on a host; none when it does not run there.
     pub(super) fn service_resident(&self, index: usize) -> Option<u64> {
-        processes(&self.hosts[index].cgroups().unified())
+        processes(&self.hosts()[index].cgroups().unified())
             .into_iter()
             .find_map(|pid| {
                 let read = |file: &str| fs::read_to_string(format!("/proc/{pid}/{file}")).ok();
@@ -325,32 +217,15 @@ impl Cluster {
     }
 }
 
-/// Asks the coordinators by the CLI.
-#[derive(Clone)]
-pub(super) struct Questions {
-    from: Arc<Host>,
-    cluster: PathBuf,
-}
-
-impl Questions {
-    pub(super) fn ask(&self, words: &[&str]) -> Result<String> {
-        let mut command = self.from.command(program("understudy"))?;
-        let output = command.arg("--cluster").arg(&self.cluster).args(words).output()?;
-        if !output.status.success() {
-            let said = String::from_utf8_lossy(&output.stderr).trim().to_owned();
-            bail!("understudy {}: {said}", words.join(" "));
-        }
-        Ok(String::from_utf8_lossy(&output.stdout).into_owned())
-    }
-
-    pub(super) fn document(&self, words: &[&str]) -> Result<Value> {
-        let text = self.ask(&[words, &["--json"]].concat())?;
-        serde_json::from_str(&text).with_context(|| format!("understudy {} --json", words.join(" ")))
-    }
-}
-
-pub(super) fn program(name: &str) -> PathBuf {
-    repo::root().join("target/debug").join(name)
+/// The committed model, and the runtime that `cargo xtask setup` unpacked.
+fn prediction() -> String {
+    let models = repo::root().join("coordinator/models");
+    format!(
+        "\n[prediction]\nmodel = \"{}\"\ncard = \"{}\"\nonnxruntime = \"{}\"\n",
+        models.join("fast.onnx").display(),
+        models.join("fast.card.json").display(),
+        repo::tools().join("onnxruntime/libonnxruntime.so").display(),
+    )
 }
 
 fn fill(at: SocketAddr) -> Result<()> {
@@ -404,29 +279,6 @@ fn processes(directory: &Path) -> Vec<u32> {
     found
 }
 
-/// Gives the first `key = …` of a TOML text another string.
-fn set(text: &mut String, key: &str, value: &impl std::fmt::Display) -> Result<()> {
-    let mut done = false;
-    let lines: Vec<String> = text
-        .lines()
-        .map(|line| {
-            let found = !done
-                && line
-                    .strip_prefix(key)
-                    .is_some_and(|rest| rest.trim_start().starts_with('='));
-            done |= found;
-            if found {
-                format!("{key} = \"{value}\"")
-            } else {
-                line.to_owned()
-            }
-        })
-        .collect();
-    ensure!(done, "there is no `{key}` in what `understudy init` wrote");
-    *text = lines.join("\n") + "\n";
-    Ok(())
-}
-
 /// `DB loaded from append only file: 0.612 seconds`
 fn load_ms(line: &str) -> Option<f64> {
     let (_, rest) = line.split_once("DB loaded from append only file: ")?;
@@ -437,14 +289,6 @@ fn load_ms(line: &str) -> Option<f64> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn only_the_named_key_of_a_configuration_changes() {
-        let mut text = "id = 1\nstate_dir = \"/x\"  # why\n[t]\nstate_dir = \"/y\"\n".to_owned();
-        set(&mut text, "state_dir", &"/z").expect("it is there");
-        assert_eq!(text, "id = 1\nstate_dir = \"/z\"\n[t]\nstate_dir = \"/y\"\n");
-        assert!(set(&mut text, "absent", &"").is_err());
-    }
 
     #[test]
     fn redis_says_how_long_it_read() {

@@ -3,6 +3,8 @@
 
 use std::collections::{BTreeMap, HashMap};
 
+use understudy_testbed::agent_log::Sealed;
+
 /// Width of the slots in which two accepted writes mean two owners.
 const SLOT_NS: u64 = 10_000_000;
 
@@ -11,36 +13,6 @@ const SLOT_NS: u64 = 10_000_000;
 pub(super) struct Ack {
     pub(super) number: u64,
     pub(super) ok_ns: u64,
-}
-
-/// A generation that a shadow acknowledged, as the primary's agent logged it.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Sealed {
-    /// Epoch and number.
-    pub(super) generation: (u64, u64),
-    pub(super) cut_ns: u64,
-    pub(super) acked_ns: u64,
-    pub(super) shadow: String,
-    pub(super) bytes: u64,
-}
-
-/// Reads one line of an agent's log; none when it is about something else.
-pub(super) fn sealed(line: &str) -> Option<Sealed> {
-    let (_, fields) = line.split_once("understudy_agent::generation")?;
-    let field = |name: &str| {
-        fields
-            .split_whitespace()
-            .find_map(|word| word.strip_prefix(name)?.strip_prefix('='))
-    };
-    let number = |name: &str| field(name)?.parse().ok();
-    let (epoch, n) = field("generation")?.trim_start_matches('e').split_once('.')?;
-    Some(Sealed {
-        generation: (epoch.parse().ok()?, n.parse().ok()?),
-        cut_ns: number("cut_ns")?,
-        acked_ns: number("acked_ns")?,
-        shadow: field("shadow")?.to_owned(),
-        bytes: number("bytes")?,
-    })
 }
 
 /// A shadow that acknowledged a generation cut so shortly before a write counts for its lag.
@@ -78,18 +50,6 @@ pub(super) fn lags(acks: &[Ack], sealed: &[Sealed], power_cut: Option<u64>) -> V
             active.or(first)
         })
         .collect()
-}
-
-/// The generation that a host said it was promoted at, last; from its agent's log.
-pub(super) fn promoted(log: &str) -> Option<(u64, u64)> {
-    log.lines().rev().find_map(|line| {
-        let (_, fields) = line.split_once(" promoted service=")?;
-        let word = fields
-            .split_whitespace()
-            .find_map(|word| word.strip_prefix("generation="))?;
-        let (epoch, n) = word.trim_start_matches('e').split_once('.')?;
-        Some((epoch.parse().ok()?, n.parse().ok()?))
-    })
 }
 
 /// The value that a share `p` of the values does not exceed.
@@ -194,16 +154,6 @@ mod tests {
     }
 
     #[test]
-    fn a_generation_is_read_from_a_log_line() {
-        let line = "2026-01-01T00:00:00Z DEBUG understudy_agent::generation: sealed service=service-1 \
-                    generation=e2.41 cut_ns=10 acked_ns=25 shadow=host-3 bytes=4096";
-        let read = sealed(line).expect("it is one");
-        assert_eq!((read.generation, read.cut_ns, read.acked_ns), ((2, 41), 10, 25));
-        assert_eq!((read.shadow.as_str(), read.bytes), ("host-3", 4096));
-        assert_eq!(sealed("INFO understudy_agent: generation=e1.1 cut_ns=1"), None);
-    }
-
-    #[test]
     fn a_write_is_in_the_first_generation_cut_after_it() {
         let sealed = [
             seal(1, 100, 150, "b"),
@@ -224,14 +174,6 @@ mod tests {
             seal(3, 300, 390, "c"),
         ];
         assert_eq!(lags(&acks(&[150]), &sealed, None), [240]);
-    }
-
-    #[test]
-    fn a_promotion_is_read_from_the_log() {
-        let log = "x INFO understudy_agent::service::driver: promoted service=redis epoch=e2 generation=e1.7\n\
-                   y INFO understudy_agent::service::driver: promoted service=redis epoch=e3 generation=e2.208\n";
-        assert_eq!(promoted(log), Some((2, 208)));
-        assert_eq!(promoted("nothing"), None);
     }
 
     #[test]

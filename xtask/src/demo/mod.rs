@@ -27,8 +27,8 @@ use anyhow::{Result, bail};
 use serde_json::json;
 use understudy_testbed::fault::Class;
 
-use crate::shell::{become_root, cargo, is_root, run as run_command, say};
-use crate::{ebpf, repo};
+use crate::repo;
+use crate::shell::{become_root, is_root, provide};
 use report::{MOVED_SHARE_MIN, Measured};
 use scenario::Acts;
 use scene::Scene;
@@ -57,10 +57,7 @@ pub struct Args {
 
 pub fn run(args: &Args) -> Result<ExitCode> {
     if !args.built {
-        ebpf::run()?;
-        say("build", "the programs");
-        // As the tests are built: nothing is compiled twice.
-        run_command(cargo().args(["build", "--quiet", "--workspace", "--bins"]))?;
+        provide()?;
     }
     if !is_root() {
         return Err(become_root("the demo"));
@@ -169,7 +166,7 @@ fn perform(seed: u64, timeline: &mut Timeline, class: Class, all_acts: bool) -> 
     scene.measured.broken_off = outcome.err().map(|why| format!("{why:#}"));
     let logs = repo::root().join("target/demo");
     let _ = fs::remove_dir_all(&logs);
-    if let Err(why) = scene.cluster.bed.save_logs(&logs) {
+    if let Err(why) = scene.cluster.bed().save_logs(&logs) {
         scene
             .timeline
             .note(format_args!("the logs could not be kept: {why:#}"));

@@ -5,9 +5,10 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
 use understudy_testbed::boot_ns;
+use understudy_testbed::cluster::program;
 use understudy_testbed::fault::{Class, Event, Plan, Running, Seeded};
 
-use super::cluster::{NAMES, program};
+use super::cluster::NAMES;
 use super::figures::{self, Ack};
 use super::scene::{COPY_MAX, Scene, ms, until_ns};
 use super::watch::Seen;
@@ -68,7 +69,7 @@ pub(super) fn look_alike(scene: &mut Scene<'_>) -> Result<()> {
     scene.timeline.chapter("0  A harmless look-alike");
     scene.timeline.note(format_args!("on a: {name}"));
     scene.measured.look_alike = Some(name);
-    let running = Running::fault(&program("understudy-fault"), &scene.cluster.hosts[0], &plan)?;
+    let running = Running::fault(&program("understudy-fault")?, &scene.cluster.hosts()[0], &plan)?;
     let ended = scene.until("the look-alike to have done its work", PREPARE_MAX * 2, |_| {
         running.when(Event::Reached)
     });
@@ -93,7 +94,7 @@ pub(super) fn predicted(scene: &mut Scene<'_>, acts: &mut Acts, class: Class) ->
     scene.measured.fault = Some(name);
     let loads = scene.cluster.redis_loads_ms().len();
     acts.fault_ns = Some(boot_ns());
-    let fault = Running::fault(&program("understudy-fault"), &scene.cluster.hosts[0], &plan)?;
+    let fault = Running::fault(&program("understudy-fault")?, &scene.cluster.hosts()[0], &plan)?;
     let started = scene.until("the fault to begin", PREPARE_MAX, |_| fault.when(Event::Started))?;
     let order = wait_for_order(scene, &plan, started)?;
     scene.measured.planned.lead_s = Some(lead_s(hard_failure(scene, &plan, started), order));
@@ -222,7 +223,7 @@ pub(super) fn unannounced(scene: &mut Scene<'_>, acts: &mut Acts) -> Result<()> 
     // The first host is still kept out: until this one is back nobody is there to hold a copy.
     scene.timeline.chapter("3  The lights come on");
     let index = dying as usize - 1;
-    scene.cluster.hosts[index].restore_power()?;
+    scene.cluster.hosts()[index].restore_power()?;
     scene.cluster.start_host(index)?;
     scene
         .timeline

@@ -7,12 +7,12 @@ use std::thread::sleep;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
+use understudy_testbed::agent_log::{self, Sealed};
 use understudy_testbed::boot_ns;
 
 use super::client::Client;
 use super::cluster::{Cluster, NAMES};
 use super::cost;
-use super::figures::{Sealed, promoted, sealed};
 use super::probe::{Probes, Target};
 use super::report::Measured;
 use super::timeline::Timeline;
@@ -49,7 +49,7 @@ impl<'a> Scene<'a> {
         for index in 0..NAMES.len() {
             cluster.start_host(index)?;
         }
-        let watch = Watch::start(cluster.questions());
+        let watch = Watch::start(cluster.operator().clone());
         let measured = Measured {
             seed,
             ..Measured::default()
@@ -80,7 +80,7 @@ impl<'a> Scene<'a> {
             .cluster
             .probes
             .iter()
-            .zip(&self.cluster.hosts)
+            .zip(self.cluster.hosts())
             .map(|(probe, host)| Target {
                 from: Arc::clone(probe),
                 own: host.address(),
@@ -187,13 +187,15 @@ impl<'a> Scene<'a> {
 
     /// The generation that a host last took over from.
     pub(super) fn promoted(&self, index: usize) -> Option<(u64, u64)> {
-        promoted(&fs::read_to_string(self.cluster.agent_log(index)).ok()?)
+        let log = fs::read_to_string(self.cluster.agent_log(index)).ok()?;
+        let last = log.lines().rev().find_map(agent_log::promotion)?;
+        Some(last.generation)
     }
 
     /// What a host's agent logged about its generations.
     pub(super) fn sealed(&self, index: usize) -> Vec<Sealed> {
         let log = fs::read_to_string(self.cluster.agent_log(index)).unwrap_or_default();
-        log.lines().filter_map(sealed).collect()
+        log.lines().filter_map(agent_log::sealed).collect()
     }
 }
 

@@ -8,8 +8,9 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use serde_json::Value;
 use understudy_testbed::boot_ns;
+use understudy_testbed::cluster::Operator;
 
-use super::cluster::{Questions, SERVICE};
+use super::cluster::SERVICE;
 
 const PAUSE: Duration = Duration::from_millis(500);
 
@@ -110,7 +111,7 @@ pub(super) struct Watch {
 }
 
 impl Watch {
-    pub(super) fn start(questions: Questions) -> Self {
+    pub(super) fn start(operator: Operator) -> Self {
         let (seen, stop) = (
             Arc::new(Mutex::new(Seen::default())),
             Arc::new(AtomicBool::new(false)),
@@ -118,7 +119,7 @@ impl Watch {
         let (theirs, ended) = (Arc::clone(&seen), Arc::clone(&stop));
         let thread = thread::spawn(move || {
             while !ended.load(Ordering::SeqCst) {
-                look(&questions, &theirs);
+                look(&operator, &theirs);
                 thread::sleep(PAUSE);
             }
         });
@@ -143,12 +144,12 @@ impl Drop for Watch {
     }
 }
 
-fn look(questions: &Questions, seen: &Mutex<Seen>) {
+fn look(operator: &Operator, seen: &Mutex<Seen>) {
     let last = seen
         .lock()
         .map_or(0, |seen| seen.events.last().map_or(0, |event| event.seq));
-    let status = questions.document(&["status"]);
-    let events = questions.document(&["events", "--after", &last.to_string()]);
+    let status = operator.document(&["status"]);
+    let events = operator.document(&["events", "--after", &last.to_string()]);
     let Ok(mut seen) = seen.lock() else { return };
     seen.trouble = None;
     match status {

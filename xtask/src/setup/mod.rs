@@ -12,7 +12,7 @@ pub(crate) use linker::linker;
 pub(crate) use toolchain::Toolchain;
 
 /// What compiling and the test beds need, by Debian's names.
-const PACKAGES: [&str; 13] = [
+const PACKAGES: [&str; 15] = [
     "binutils",
     "ca-certificates",
     "e2fsprogs",
@@ -20,7 +20,9 @@ const PACKAGES: [&str; 13] = [
     "gcc",
     "iproute2",
     "libc6-dev",
+    "libfaketime",
     "make",
+    "mount",
     "nftables",
     "python3",
     "python3-venv",
