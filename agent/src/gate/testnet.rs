@@ -12,17 +12,12 @@ use std::time::{Duration, Instant};
 
 use nix::mount::{MsFlags, mount};
 use nix::sched::{CloneFlags, setns, unshare};
-use nix::time::{ClockId, clock_gettime};
-use understudy_common::units::BootTime;
+
+pub(crate) use crate::clock::boot_time as boot_now;
 
 /// How long a test waits for what must happen, on a machine that is busy with others.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(20);
 pub(crate) const INTERFACE: &str = "eth0";
-
-pub(crate) fn boot_now() -> BootTime {
-    let now = clock_gettime(ClockId::CLOCK_BOOTTIME).unwrap();
-    BootTime::ZERO + Duration::from(now)
-}
 
 pub(crate) fn eventually(what: &str, mut condition: impl FnMut() -> bool) {
     let deadline = Instant::now() + PATIENCE;
