@@ -4,6 +4,8 @@
 //! workload or a peer: what takes time is a driver's or a link's. When it stands still, leases end and
 //! the gate closes by itself.
 
+mod apart;
+
 use std::collections::BTreeMap;
 use std::io;
 use std::path::PathBuf;
@@ -21,16 +23,18 @@ use understudy_common::units::BootTime;
 use understudy_common::wire::{Evidence, Hello, HostReport, Order, Refusal, Renew};
 use understudy_transport::{Endpoint, TransportError};
 
-use crate::clock::boot_time;
+use crate::boot;
+use crate::clock::{self, ClockError, boot_time};
 use crate::config::AgentConfig;
 use crate::gate::{Gate as _, GateError, Guard, KernelGate};
 use crate::lease::{LeaseClient, SERVICES_MAX};
-use crate::net::{self, Asked, LISTS_MAX, RENEWALS_MAX, Said};
+use crate::net::{self, Asked, Inbox, LISTS_MAX, Peers, RENEWALS_MAX, Said};
 use crate::observe::{Target, observe};
-use crate::service::{Action, Driver, DriverSettings, Event, Machine, Registry};
+use crate::service::{Action, Driver, DriverSettings, Event, KeptOrders, Machine, Registry};
 use crate::sync;
 use crate::telemetry::{ExitWatch, Exits, SAMPLE_INTERVAL_MS, Telemetry, TelemetryError};
 use crate::workload::{Cgroup, ThawGuard};
+use apart::barred;
 
 /// How often the loop turns though nothing happens; also the longest time between two reports.
 const BEAT: Duration = Duration::from_millis(100);
@@ -53,8 +57,11 @@ pub enum AgentError {
     Gate(#[from] GateError),
     #[error(transparent)]
     Transport(#[from] TransportError),
-    #[error("the number of this boot cannot be kept below {}", state_dir.display())]
-    Boot {
+    #[error(transparent)]
+    Clock(#[from] ClockError),
+    #[error("cannot {what} below {}", state_dir.display())]
+    State {
+        what: &'static str,
         state_dir: PathBuf,
         #[source]
         source: io::Error,
@@ -67,23 +74,31 @@ pub enum AgentError {
 /// [`AgentError`] when it cannot start.
 pub async fn run(config: AgentConfig) -> Result<(), AgentError> {
     let mut telemetry = Telemetry::open(config.host, &config.telemetry)?;
+    clock::calibrate()?;
+    let failed = |what| {
+        let state_dir = config.state_dir.clone();
+        move |source| AgentError::State {
+            what,
+            state_dir,
+            source,
+        }
+    };
     let pins_survived = config.pin_dir.join("GATE").exists();
+    let boot = boot::current(&config.state_dir, pins_survived, boot_time())
+        .map_err(failed("keep the number of this boot"))?;
     let gate = KernelGate::load(&config.pin_dir)?;
-    let boot = crate::boot::number(&config.state_dir, pins_survived).map_err(|source| AgentError::Boot {
-        state_dir: config.state_dir.clone(),
-        source,
-    })?;
+    let (kept, orders) = KeptOrders::open(&config.state_dir, boot.number).map_err(failed("keep orders"))?;
     let endpoint = Endpoint::bind(config.listen, &config.credentials)?;
     let hello = Hello {
         host: config.host,
         name: config.name.clone(),
-        boot,
+        boot: boot.number,
         addr: config.listen,
         version: env!("CARGO_PKG_VERSION").to_owned(),
         inventory: telemetry.inventory(),
         domain: config.domain.clone(),
     };
-    tracing::info!(host = %config.host, name = config.name, boot = format!("{boot:032x}"), "starts");
+    tracing::info!(host = %config.host, name = config.name, boot = format!("{:032x}", boot.number), "starts");
 
     let (asked, inbox) = mpsc::channel(ASKED_MAX);
     let (beacons, _) = broadcast::channel(BEACONS_MAX);
@@ -91,7 +106,7 @@ pub async fn run(config: AgentConfig) -> Result<(), AgentError> {
     let (lists, named) = mpsc::channel(LISTS_MAX);
     let report = HostReport {
         host: config.host,
-        boot,
+        boot: boot.number,
         // Rises across restarts of the agent within one boot.
         sequence: boot_time().0,
         ..HostReport::default()
@@ -102,7 +117,7 @@ pub async fn run(config: AgentConfig) -> Result<(), AgentError> {
         reports: reports.subscribe(),
         beacons: beacons.clone(),
         renewals: renewals.clone(),
-        asked,
+        asked: asked.clone(),
         lists,
     };
     let registry = Registry::default();
@@ -115,19 +130,28 @@ pub async fn run(config: AgentConfig) -> Result<(), AgentError> {
         said,
         named,
     ));
-    tasks.spawn(net::accept(endpoint.clone(), registry.clone()));
     let exits = telemetry.exits();
     let exit_watch = exits.as_ref().map(Exits::watch);
     if let Some(exits) = exits {
         tasks.spawn(forward(exits));
     }
+    let from_hosts = Inbox {
+        registry: registry.clone(),
+        asked: asked.clone(),
+    };
+    tasks.spawn(net::accept(endpoint.clone(), from_hosts));
     tasks.spawn(watch_host(telemetry, beacons));
     let (targets, evidence) = (watch::Sender::default(), watch::Sender::default());
     let seen = evidence.subscribe();
     tasks.spawn(observe(targets.subscribe(), evidence));
     let (events, happened) = mpsc::channel(EVENTS_MAX);
-    let agent = Agent {
-        lease: LeaseClient::new(config.host, LeaseTimes::DEFAULT, boot_time()),
+    let times = LeaseTimes::DEFAULT;
+    let mut agent = Agent {
+        peers: Peers::new(endpoint.clone(), asked),
+        closed_until: boot.since + times.promise(),
+        kept,
+        times,
+        lease: LeaseClient::new(config.host, times, boot_time()),
         thaw_guard: Arc::new(ThawGuard::of_this_program()),
         services: BTreeMap::new(),
         repair_at: BootTime::ZERO,
@@ -143,6 +167,8 @@ pub async fn run(config: AgentConfig) -> Result<(), AgentError> {
         seen,
         exits: exit_watch,
     };
+    agent.adopt(orders);
+    agent.watch_holders();
     agent.run(inbox, happened).await;
     Ok(())
 }
@@ -177,7 +203,12 @@ struct Service {
 struct Agent {
     config: AgentConfig,
     gate: KernelGate,
+    /// What was promised here before this boot is over then.
+    closed_until: BootTime,
+    times: LeaseTimes,
     lease: LeaseClient,
+    peers: Peers,
+    kept: KeptOrders,
     services: BTreeMap<ServiceId, Service>,
     thaw_guard: Arc<ThawGuard>,
     endpoint: Endpoint,
@@ -224,6 +255,12 @@ impl Agent {
                 let _ = answer.send(result);
             }
             Asked::Renewed(renewed) => self.lease.handle_renewed(boot_time(), &renewed),
+            Asked::Promise { request, answer } => {
+                let promised = self.promise(boot_time(), &request);
+                // Whoever asked is gone; the promise stands.
+                let _ = answer.send(promised);
+            }
+            Asked::Promised { from, promised } => self.lease.handle_promised(boot_time(), from, &promised),
         }
     }
 
@@ -244,8 +281,19 @@ impl Agent {
                 known.spec.name
             )));
         }
-        known.machine.handle_order(order)?;
-        self.watch_holders();
+        // Pinned before it is obeyed, so that an agent that starts again knows what this one reported.
+        let address = known.spec.address;
+        match self.gate.see(address, order.epoch, order.revision) {
+            Ok(true) => {}
+            Ok(false) => return self.outdated(&order),
+            Err(error) => return Err(Refusal::Busy(format!("gates: {}", sync::chain(&error)))),
+        }
+        if known.machine.order() != Some(&order) {
+            known.machine.handle_order(order.clone())?;
+            self.lease.handle_order(&order, true);
+            self.kept.keep(order);
+            self.watch_holders();
+        }
         Ok(())
     }
 
@@ -277,6 +325,9 @@ impl Agent {
             // Nobody listens while no coordinator is connected.
             let _ = self.renewals.send(renew);
         }
+        self.forfeit(now);
+        self.lose(now);
+        self.ask();
         self.open(now);
         // An open gate may be what an address waited for.
         self.act(now);
@@ -333,13 +384,20 @@ impl Agent {
                 }
             }),
             Action::Hold { epoch } => Some(match self.lease.hold(id, epoch) {
-                Ok(()) => Event::Held { epoch },
+                Ok(()) => {
+                    self.adopt_lease(id, epoch);
+                    Event::Held { epoch }
+                }
                 Err(error) => {
                     let why = error.to_string();
                     tracing::error!(service = %id, %epoch, why, "the lease cannot be held");
                     Event::HoldRefused { why }
                 }
             }),
+            Action::Sustain { epoch, on } => {
+                self.lease.set_read_only(id, epoch, on);
+                None
+            }
             Action::Do(job) => match &mut known.driver {
                 Some(driver) => driver.give(job).err().map(|why| Event::Finished(Err(why))),
                 // Before the first guard nothing of it runs that this agent could reach.
@@ -366,12 +424,16 @@ impl Agent {
             cgroup: cgroup.path().to_owned(),
         };
         self.gate.guard(&guard).map_err(|error| sync::chain(&error))?;
+        let (address, now) = (spec.address, boot_time());
         let entry = self
             .gate
-            .entry(spec.address)
-            .map_err(|error| sync::chain(&error))?;
-        let floor = Epoch(entry.map_or(0, |entry| entry.floor));
+            .forgotten(address, now, self.closed_until)
+            .and_then(|()| self.gate.entry(address))
+            .map_err(|error| sync::chain(&error))?
+            .unwrap_or_default();
+        let floor = Epoch(entry.floor);
         self.lease.fence(id, floor);
+        known.machine.handle_event(now, barred(&entry));
         if known.driver.is_none() {
             let settings = DriverSettings {
                 service: id,
@@ -446,11 +508,12 @@ impl Agent {
 
     /// Tells the links when anything changed, and at least every beat.
     fn report(&mut self, now: BootTime) {
-        let services: Vec<_> = self
-            .services
-            .values()
-            .filter_map(|known| known.machine.report(now))
-            .collect();
+        let report = |(id, known): (&ServiceId, &Service)| {
+            let mut report = known.machine.report(now)?;
+            (report.basis, report.apart) = self.lease.basis(*id);
+            Some(report)
+        };
+        let services: Vec<_> = self.services.iter().filter_map(report).collect();
         let evidence = self.seen.borrow_and_update().clone();
         let changed = {
             let last = self.reports.borrow();

@@ -7,7 +7,7 @@
 use core::time::Duration;
 
 /// Times of the lease protocol.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct LeaseTimes {
     /// `L`: how long one renewal lasts, from its sending, on the holder's clock.
     pub lease: Duration,
@@ -33,6 +33,12 @@ impl LeaseTimes {
         let lease = self.lease.as_nanos();
         let drift = (lease * self.rho_ppm as u128).div_ceil(1_000_000);
         Duration::from_nanos((lease + drift) as u64).saturating_add(self.flight)
+    }
+
+    /// How long a promise binds a shadow, from its receipt: until a lease that began to last before it
+    /// was sent is surely over on every clock, and its packets have landed.
+    pub const fn promise(&self) -> Duration {
+        self.wait_out()
     }
 }
 

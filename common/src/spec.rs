@@ -51,6 +51,7 @@ pub struct ServiceSpec {
 #[serde(default, deny_unknown_fields)]
 pub struct Policy {
     pub domains: Domains,
+    pub coordinator_loss: CoordinatorLoss,
 }
 
 /// Where shadows may stand.
@@ -135,6 +136,39 @@ pub struct Workload {
     pub health: Health,
     /// How long a start may take until it counts as failed.
     pub start_timeout: Duration,
+    /// Makes the running program refuse writes, and take them again. Both or neither (empty); each
+    /// exits 0 when it is so and is harmless to repeat.
+    pub read_only: Vec<String>,
+    pub read_write: Vec<String>,
+}
+
+/// What a holder does that has neither the coordinators nor the promises of all its shadows.
+///
+/// With anything but `Stop` the coordinators never take over from a holder because it is silent: it
+/// may well be serving. They need evidence that it cannot.
+#[derive(
+    Clone,
+    Copy,
+    Debug,
+    Default,
+    PartialEq,
+    Eq,
+    Hash,
+    rkyv::Archive,
+    rkyv::Serialize,
+    rkyv::Deserialize,
+    serde::Serialize,
+    serde::Deserialize,
+)]
+#[serde(rename_all = "kebab-case")]
+pub enum CoordinatorLoss {
+    /// The gate closes when the lease ends.
+    #[default]
+    Stop,
+    /// It goes on.
+    Serve,
+    /// It goes on once the workload's `read_only` command succeeded within the lease, else it stops.
+    ReadOnly,
 }
 
 #[derive(
@@ -186,6 +220,10 @@ pub struct RawWorkload {
     #[serde(default = "default_start_timeout_ms")]
     pub start_timeout_ms: u64,
     pub health: Health,
+    #[serde(default)]
+    pub read_only: Vec<String>,
+    #[serde(default)]
+    pub read_write: Vec<String>,
 }
 
 const fn default_consistency() -> Consistency {
@@ -279,6 +317,26 @@ impl TryFrom<RawServiceSpec> for ServiceSpec {
         if matches!(&raw.workload.health, Health::Exec(command) if command.is_empty()) {
             return fail("workload.health.exec", "a program, then its arguments");
         }
+        for (key, command) in [
+            ("workload.read_only", &raw.workload.read_only),
+            ("workload.read_write", &raw.workload.read_write),
+        ] {
+            if command.first().is_some_and(|program| !program.starts_with('/')) {
+                return fail(key, "the absolute path of a program, then its arguments");
+            }
+        }
+        if raw.workload.read_only.is_empty() != raw.workload.read_write.is_empty() {
+            return fail(
+                "workload.read_only",
+                "together with workload.read_write, or neither",
+            );
+        }
+        if raw.policy.coordinator_loss == CoordinatorLoss::ReadOnly && raw.workload.read_only.is_empty() {
+            return fail(
+                "policy.coordinator_loss",
+                "`read-only` needs workload.read_only and workload.read_write",
+            );
+        }
         if !(1..=600_000).contains(&raw.workload.stop_timeout_ms) {
             return fail("workload.stop_timeout_ms", "1 to 600000 milliseconds");
         }
@@ -300,6 +358,8 @@ impl TryFrom<RawServiceSpec> for ServiceSpec {
                 stop_timeout: Duration::from_millis(raw.workload.stop_timeout_ms),
                 health: raw.workload.health,
                 start_timeout: Duration::from_millis(raw.workload.start_timeout_ms),
+                read_only: raw.workload.read_only,
+                read_write: raw.workload.read_write,
             },
             policy: raw.policy,
         })

@@ -45,6 +45,16 @@ impl core::ops::Add<Duration> for BootTime {
     }
 }
 
+impl core::ops::Sub<Duration> for BootTime {
+    type Output = Self;
+    fn sub(self, by: Duration) -> Self {
+        Self(
+            self.0
+                .saturating_sub(u64::try_from(by.as_nanos()).unwrap_or(u64::MAX)),
+        )
+    }
+}
+
 /// A probability in basis points, 0..=10_000. The replicated state holds no floats.
 #[derive(
     Clone,

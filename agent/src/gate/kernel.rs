@@ -275,6 +275,28 @@ impl Gate for KernelGate {
             .change(address, true, |entry| entry.apply_fence(epoch.0))
     }
 
+    fn see(&self, address: Ipv4Addr, epoch: Epoch, revision: u64) -> Result<bool, GateError> {
+        self.lock()
+            .change(address, true, |entry| entry.apply_seen(epoch.0, revision))
+    }
+
+    fn promise(
+        &self,
+        address: Ipv4Addr,
+        now: BootTime,
+        epoch: Epoch,
+        until: BootTime,
+    ) -> Result<bool, GateError> {
+        self.lock().change(address, false, |entry| {
+            entry.apply_promise(now.0, epoch.0, until.0)
+        })
+    }
+
+    fn forgotten(&self, address: Ipv4Addr, now: BootTime, until: BootTime) -> Result<(), GateError> {
+        self.lock()
+            .change(address, false, |entry| entry.apply_forgotten(now.0, until.0))
+    }
+
     fn keep_alive(&self, until: BootTime) -> Result<(), GateError> {
         let mut inner = self.lock();
         let addresses = inner.entries()?.keys().collect::<Result<Vec<_>, _>>()?;

@@ -23,6 +23,12 @@ impl MemoryGate {
             .is_some_and(|entry| entry.is_open(now.0))
     }
 
+    fn change<R>(&self, address: Ipv4Addr, apply: impl FnOnce(&mut GateEntry) -> R) -> Result<R, GateError> {
+        let mut entries = self.lock();
+        let entry = entries.get_mut(&address).ok_or(GateError::NotArmed(address))?;
+        Ok(apply(entry))
+    }
+
     fn lock(&self) -> MutexGuard<'_, BTreeMap<Ipv4Addr, GateEntry>> {
         self.entries.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -39,9 +45,7 @@ impl Gate for MemoryGate {
     }
 
     fn open(&self, address: Ipv4Addr, epoch: Epoch, deadline: BootTime) -> Result<bool, GateError> {
-        let mut entries = self.lock();
-        let entry = entries.get_mut(&address).ok_or(GateError::NotArmed(address))?;
-        Ok(entry.apply_open(epoch.0, deadline.0))
+        self.change(address, |entry| entry.apply_open(epoch.0, deadline.0))
     }
 
     fn fence(&self, address: Ipv4Addr, epoch: Epoch) -> Result<(), GateError> {
@@ -50,6 +54,25 @@ impl Gate for MemoryGate {
             entry.apply_fence(epoch.0);
         }
         Ok(())
+    }
+
+    fn see(&self, address: Ipv4Addr, epoch: Epoch, revision: u64) -> Result<bool, GateError> {
+        self.arm(address)?;
+        self.change(address, |entry| entry.apply_seen(epoch.0, revision))
+    }
+
+    fn promise(
+        &self,
+        address: Ipv4Addr,
+        now: BootTime,
+        epoch: Epoch,
+        until: BootTime,
+    ) -> Result<bool, GateError> {
+        self.change(address, |entry| entry.apply_promise(now.0, epoch.0, until.0))
+    }
+
+    fn forgotten(&self, address: Ipv4Addr, now: BootTime, until: BootTime) -> Result<(), GateError> {
+        self.change(address, |entry| entry.apply_forgotten(now.0, until.0))
     }
 
     fn keep_alive(&self, until: BootTime) -> Result<(), GateError> {

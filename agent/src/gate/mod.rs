@@ -39,6 +39,32 @@ pub trait Gate: Send + Sync {
     /// [`GateError::Full`], or a refusal of the kernel: the gate may be open then.
     fn fence(&self, address: Ipv4Addr, epoch: Epoch) -> Result<(), GateError>;
 
+    /// An order of this epoch and revision is taken: false, and nothing changed, when a newer one was.
+    /// Arms the address if need be.
+    ///
+    /// # Errors
+    /// [`GateError::Full`], or a refusal of the kernel.
+    fn see(&self, address: Ipv4Addr, epoch: Epoch, revision: u64) -> Result<bool, GateError>;
+
+    /// Promises the holder of `epoch` that no later one opens here before `until`. False, and nothing is
+    /// promised, when a later epoch was seen. Once it is true the kernel keeps the promise.
+    ///
+    /// # Errors
+    /// [`GateError::NotArmed`], or a refusal of the kernel: nothing is promised then.
+    fn promise(
+        &self,
+        address: Ipv4Addr,
+        now: BootTime,
+        epoch: Epoch,
+        until: BootTime,
+    ) -> Result<bool, GateError>;
+
+    /// What was promised before the pins were lost is unknown: nothing opens before `until`.
+    ///
+    /// # Errors
+    /// [`GateError::NotArmed`], or a refusal of the kernel.
+    fn forgotten(&self, address: Ipv4Addr, now: BootTime, until: BootTime) -> Result<(), GateError>;
+
     /// Until then closed addresses answer TCP with RST rather than silence.
     ///
     /// # Errors

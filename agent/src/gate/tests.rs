@@ -377,3 +377,31 @@ fn a_restarted_agent_finds_its_lease_and_its_floor_again() {
     gate.fence(SERVICE, Epoch(7)).unwrap();
     assert!(!connects(&net), "the restarted agent's fence counts");
 }
+
+#[test]
+fn a_promise_keeps_a_later_epoch_closed_until_it_is_over_also_without_its_agent() {
+    let Some(net) = Net::new() else { return };
+    let cgroup = TestCgroup::new("promise");
+    let gate = guarded(&net, &cgroup);
+    fix_neighbour(&net);
+    assert!(gate.see(SERVICE, Epoch(3), 10).unwrap());
+    let now = boot_now();
+    let until = now + Duration::from_secs(4);
+    assert!(gate.promise(SERVICE, now, Epoch(3), until).unwrap());
+    drop(gate);
+    let gate = net.a.run(|| KernelGate::load(&net.pin_dir()).unwrap());
+    net.a.run(|| gate.guard(&guard(&cgroup)).unwrap());
+    assert!(gate.see(SERVICE, Epoch(4), 11).unwrap());
+    assert!(gate.open(SERVICE, Epoch(4), boot_now() + FOREVER).unwrap());
+    assert!(
+        !gate
+            .promise(SERVICE, boot_now(), Epoch(3), until + FOREVER)
+            .unwrap(),
+        "it saw a later epoch"
+    );
+    assert!(!gate.see(SERVICE, Epoch(3), 99).unwrap());
+    let open_at_once = connects(&net);
+    assert!(!open_at_once || boot_now() >= until, "the promise is kept");
+    eventually_connects(&net);
+    assert!(boot_now() >= until, "and not a moment less");
+}

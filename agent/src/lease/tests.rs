@@ -33,6 +33,7 @@ fn a_deadline_is_the_send_time_plus_the_lease_however_late_the_answer() {
         service: S,
         epoch: Epoch(1),
         deadline: BootTime::from_ms(5_000) + L,
+        basis: Basis::Lease,
     };
     assert_eq!(client.poll_gate(), Some(expected));
     assert_eq!(client.poll_gate(), None);

@@ -1,12 +1,15 @@
-//! Links: to every coordinator (`coordinators`, `uplink`), and from other hosts (`inbound`).
+//! Links: to every coordinator (`coordinators`, `uplink`), to the shadows of what is held here (`peers`),
+//! and from other hosts (`inbound`).
 //!
 //! Invariants: decides nothing. A peer is who its certificate says; what it may not send ends its
 //! stream with the reason. Every queue between a link and the agent's loop is bounded.
 
 mod coordinators;
 mod inbound;
+mod peers;
 mod uplink;
 
 pub use coordinators::{LISTS_MAX, follow};
-pub use inbound::accept;
+pub use inbound::{Inbox, accept};
+pub use peers::Peers;
 pub use uplink::{Asked, RENEWALS_MAX, Said};

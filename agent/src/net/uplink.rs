@@ -8,9 +8,11 @@ use tokio::sync::{broadcast, mpsc, oneshot, watch};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep, timeout};
 use understudy_common::beacon::{Beacon, BeaconEncoder};
+use understudy_common::id::HostId;
 use understudy_common::identity::Principal;
 use understudy_common::wire::{
-    self, CoordinatorList, Hello, HostReport, Order, Refusal, Renew, Renewed, Request, Response, StreamKind,
+    self, CoordinatorList, Hello, HostReport, Order, PromiseRequest, Promised, Refusal, Renew, Renewed,
+    Request, Response, StreamKind,
 };
 use understudy_transport::{Endpoint, Link, PendingCall, TransportError};
 
@@ -38,6 +40,16 @@ pub enum Asked {
         answer: oneshot::Sender<Result<(), Refusal>>,
     },
     Renewed(Renewed),
+    /// A holder asks this host for promises.
+    Promise {
+        request: PromiseRequest,
+        answer: oneshot::Sender<Promised>,
+    },
+    /// A shadow answered.
+    Promised {
+        from: HostId,
+        promised: Promised,
+    },
 }
 
 /// What all coordinators are told.
@@ -105,7 +117,11 @@ async fn greet(link: &Link, said: &Said) -> Result<(), TransportError> {
         Response::Refused(refusal) => {
             tracing::warn!(who = %link.principal(), %refusal, "it does not take this host in");
         }
-        Response::Done | Response::NotLeader(_) | Response::Renewed(_) | Response::Document(_) => {}
+        Response::Done
+        | Response::NotLeader(_)
+        | Response::Renewed(_)
+        | Response::Document(_)
+        | Response::Promised(_) => {}
     }
     Ok(())
 }

@@ -22,7 +22,9 @@ use crate::sync::tracker::{ChangeSource, KernelTracker, TrackerLimits};
 use crate::sync::{self, Primary, PrimarySettings, PrimaryStatus, Shadow, ShadowSettings, ShadowStatus};
 use crate::telemetry::{ExitWatch, heaviest};
 use crate::traffic::{TrafficDriver as _, VirtualIp};
-use crate::workload::{Cgroup, CgroupFreezer, CommandWorkload, ThawGuard, WorkloadError, wait_healthy};
+use crate::workload::{
+    Cgroup, CgroupFreezer, CommandWorkload, ThawGuard, WorkloadError, switch, wait_healthy,
+};
 
 /// How long the final cut waits for shadows that do not answer.
 const FINAL_CUT_MAX: Duration = Duration::from_secs(10);
@@ -232,6 +234,14 @@ impl Worker {
                 stopped
                     .map(|_| Outcome::Done)
                     .map_err(|error| sync::chain(&error))
+            }
+            Job::RefuseWrites => {
+                let switched = switch(&self.settings.spec.workload.read_only).await;
+                switched.map(done).map_err(|error| sync::chain(&error))
+            }
+            Job::TakeWrites => {
+                let switched = switch(&self.settings.spec.workload.read_write).await;
+                switched.map(done).map_err(|error| sync::chain(&error))
             }
             Job::TakeAddress => {
                 let taken = self.address.take().await;

@@ -7,9 +7,11 @@
 use std::time::Duration;
 
 use understudy_common::id::{Epoch, GenerationId, HostId, ServiceId};
-use understudy_common::spec::{Health, ServiceSpec};
+use understudy_common::spec::{CoordinatorLoss, Health, ServiceSpec};
 use understudy_common::units::BootTime;
-use understudy_common::wire::{CopyState, FinalCut, Order, Peer, Refusal, Role, ServiceReport, SyncFigures};
+use understudy_common::wire::{
+    Basis, CopyState, FinalCut, Order, Peer, Refusal, Role, ServiceReport, SyncFigures,
+};
 
 use crate::observe::Target;
 
@@ -30,6 +32,9 @@ pub enum Action {
     Fence { epoch: Epoch },
     /// Start to renew the lease of this epoch.
     Hold { epoch: Epoch },
+    /// The workload takes no writes, so that this epoch may go on without the coordinators; or it will
+    /// take them again. Nothing answers this one.
+    Sustain { epoch: Epoch, on: bool },
     /// Give this to the driver; it answers with [`Event::Finished`].
     Do(Job),
     /// The job under way is no longer wanted.
@@ -61,6 +66,9 @@ pub enum Job {
     StopWorkload,
     TakeAddress,
     LeaveAddress,
+    /// The workload's `read_only` and `read_write` commands.
+    RefuseWrites,
+    TakeWrites,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -90,6 +98,11 @@ pub enum Event {
         epoch: Epoch,
         deadline: BootTime,
     },
+    /// A promise keeps every epoch above `epoch` closed here until `until`.
+    Barred {
+        epoch: Epoch,
+        until: BootTime,
+    },
     /// The job under way has ended.
     Finished(Result<Outcome, String>),
     /// A workload that was well has ended.
@@ -97,6 +110,8 @@ pub enum Event {
         why: String,
     },
     Sync(SyncStatus),
+    /// The lease that is held has neither the coordinators nor the promises of all shadows, or has again.
+    Lost(bool),
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -137,6 +152,15 @@ enum Workload {
     },
 }
 
+/// What the running workload does with writes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Writes {
+    /// It was not told since it was started or adopted.
+    Unknown,
+    Taken,
+    Refused,
+}
+
 #[derive(Clone, Debug, Default)]
 struct Trouble {
     failures: u32,
@@ -167,9 +191,14 @@ pub struct Machine {
     fenced: Epoch,
     held: Epoch,
     gate: Option<(Epoch, BootTime)>,
+    barred: Option<(Epoch, BootTime)>,
     files: Files,
     shadows: Vec<Peer>,
     workload: Workload,
+    writes: Writes,
+    lost: bool,
+    /// The lease was told that it may go on.
+    sustained: bool,
     /// `None` until it was looked at.
     address: Option<bool>,
     final_cut: Option<FinalCut>,
@@ -191,9 +220,13 @@ impl Machine {
             fenced: Epoch(0),
             held: Epoch(0),
             gate: None,
+            barred: None,
             files: Files::Untouched,
             shadows: Vec::new(),
             workload: Workload::Unknown,
+            writes: Writes::Unknown,
+            lost: false,
+            sustained: false,
             address: None,
             final_cut: None,
             sync: SyncStatus::default(),
@@ -254,6 +287,7 @@ impl Machine {
                     self.gate = Some((epoch, deadline));
                 }
             }
+            Event::Barred { epoch, until } => self.barred = Some((epoch, until)),
             Event::Finished(result) => self.finished(now, result),
             Event::WorkloadExited { why } => {
                 if let Workload::Well { since } = self.workload {
@@ -261,10 +295,12 @@ impl Machine {
                         self.trouble = Trouble::default();
                     }
                     self.workload = Workload::Unknown;
+                    self.writes = Writes::Unknown;
                     self.trouble.add(now, why);
                 }
             }
             Event::Sync(status) => self.sync = status,
+            Event::Lost(lost) => self.lost = lost,
         }
     }
 
@@ -276,6 +312,9 @@ impl Machine {
             Err(why) => {
                 if matches!(job, Job::StartWorkload | Job::StopWorkload) {
                     self.workload = Workload::Unknown;
+                }
+                if matches!(job, Job::RefuseWrites | Job::TakeWrites) {
+                    self.writes = Writes::Unknown;
                 }
                 if !interrupted {
                     self.trouble.add(now, why);
@@ -303,15 +342,29 @@ impl Machine {
                 self.sync = SyncStatus::default();
             }
             Job::Follow { primary, epoch } => self.files = Files::Following { primary, epoch },
-            Job::StartWorkload => self.workload = Workload::Well { since: now },
+            Job::StartWorkload => {
+                self.workload = Workload::Well { since: now };
+                self.writes = Writes::Unknown;
+            }
             Job::StopWorkload => self.workload = Workload::Stopped,
+            Job::RefuseWrites => self.writes = Writes::Refused,
+            Job::TakeWrites => self.writes = Writes::Taken,
             Job::TakeAddress => self.address = Some(true),
             Job::LeaveAddress => self.address = Some(false),
         }
     }
 
+    /// Whether the holder of `epoch` may be promised that no later one is served here: this host follows
+    /// it, and has seen none.
+    pub fn follows(&self, holder: HostId, epoch: Epoch) -> bool {
+        self.order.as_ref().is_some_and(|order| {
+            order.epoch == epoch && matches!(order.role, Role::Shadow { primary } if primary == holder)
+        })
+    }
+
     /// The next thing to do now, if any.
     pub fn poll_action(&mut self, now: BootTime) -> Option<Action> {
+        self.barred = self.barred.filter(|(_, until)| now < *until);
         let order = self.order.as_ref()?;
         if !self.gate_trouble.waits(now) {
             if !self.guarded {
@@ -327,6 +380,12 @@ impl Machine {
             if self.may_serve() && self.held != order.epoch {
                 return Some(Action::Hold { epoch: order.epoch });
             }
+        }
+        let sustained = self.lost && self.writes == Writes::Refused && self.may_serve();
+        if self.sustained != sustained {
+            self.sustained = sustained;
+            let epoch = order.epoch;
+            return Some(Action::Sustain { epoch, on: sustained });
         }
         if let Some(job) = &self.under_way {
             let wanted = *job != Job::StartWorkload || self.may_serve();
@@ -347,7 +406,11 @@ impl Machine {
     /// When to poll again though nothing happened.
     pub fn poll_timeout(&self) -> Option<BootTime> {
         let jobs = self.trouble.until.filter(|_| self.under_way.is_none());
-        jobs.into_iter().chain(self.gate_trouble.until).min()
+        let barred = self.barred.map(|(_, until)| until);
+        jobs.into_iter()
+            .chain(self.gate_trouble.until)
+            .chain(barred)
+            .min()
     }
 
     fn may_serve(&self) -> bool {
@@ -367,15 +430,18 @@ impl Machine {
         }
         match &order.role {
             Role::Serve { from, shadows } => {
-                if !self.may_serve() {
+                // Until the promise is over its holder may be serving: what it ships still arrives.
+                if !self.may_serve() || self.is_barred(now, order.epoch) {
                     return None;
                 }
                 self.own(order.epoch, *from, shadows)
                     .or_else(|| self.is_not_well().then_some(Job::StartWorkload))
+                    .or_else(|| (self.lost && self.wants(Writes::Refused)).then_some(Job::RefuseWrites))
                     .or_else(|| {
                         let closed = !self.gate_is_open(now, order.epoch) || self.address == Some(true);
                         (!closed).then_some(Job::TakeAddress)
                     })
+                    .or_else(|| (!self.lost && self.wants(Writes::Taken)).then_some(Job::TakeWrites))
             }
             Role::Release { shadows } => {
                 if self.workload != Workload::Stopped {
@@ -434,6 +500,14 @@ impl Machine {
             .or_else(|| matches!(self.files, Files::Owned(_)).then_some(Job::Disown))
     }
 
+    /// Whether the workload has to be told, which only one policy asks for.
+    fn wants(&self, writes: Writes) -> bool {
+        let read_only = self
+            .spec()
+            .is_some_and(|spec| spec.policy.coordinator_loss == CoordinatorLoss::ReadOnly);
+        read_only && self.writes != writes
+    }
+
     const fn is_not_well(&self) -> bool {
         !matches!(self.workload, Workload::Well { .. })
     }
@@ -441,6 +515,16 @@ impl Machine {
     fn gate_is_open(&self, now: BootTime, epoch: Epoch) -> bool {
         self.gate
             .is_some_and(|(open, deadline)| open == epoch && now < deadline)
+            && !self.is_barred(now, epoch)
+    }
+
+    fn is_barred(&self, now: BootTime, epoch: Epoch) -> bool {
+        self.barred
+            .is_some_and(|(promised, until)| epoch > promised && now < until)
+    }
+
+    pub const fn order(&self) -> Option<&Order> {
+        self.order.as_ref()
     }
 
     /// Whom this host watches for the service: the holder that its newest order names.
@@ -495,6 +579,8 @@ impl Machine {
                 // Of a holder it is told while it serves: it is no reason to move then.
                 .or_else(|| self.sync.failure.clone().filter(|_| follows || serves)),
             sync: self.sync.figures.clone(),
+            basis: Basis::Lease,
+            apart: None,
         })
     }
 

@@ -3,7 +3,7 @@ use std::time::Duration;
 
 use proptest::prelude::*;
 use understudy_common::id::{Epoch, GenerationId, HostId, ServiceId};
-use understudy_common::spec::{Ack, Consistency, Health, Policy, ServiceSpec, Workload};
+use understudy_common::spec::{Ack, Consistency, CoordinatorLoss, Health, Policy, ServiceSpec, Workload};
 use understudy_common::units::BootTime;
 use understudy_common::wire::{FinalCut, Order, Peer, Refusal, Role};
 
@@ -28,6 +28,8 @@ fn spec() -> ServiceSpec {
             stop_timeout: Duration::from_secs(1),
             health: Health::Exec(vec!["/bin/true".to_owned()]),
             start_timeout: Duration::from_secs(1),
+            read_only: Vec::new(),
+            read_write: Vec::new(),
         },
         policy: Policy::default(),
     }
@@ -41,6 +43,7 @@ fn order(epoch: u64, revision: u64, role: Role) -> Order {
         role,
         spec: spec(),
         holder: None,
+        bounding: true,
     }
 }
 
@@ -101,7 +104,7 @@ impl Obliging {
                 }
                 Action::Do(Job::FinalCut) => Event::Finished(Ok(Outcome::Cut(cut(1)))),
                 Action::Do(_) => Event::Finished(Ok(Outcome::Done)),
-                Action::Interrupt => continue,
+                Action::Interrupt | Action::Sustain { .. } => continue,
             };
             self.event(event);
         }
@@ -269,6 +272,78 @@ fn a_gate_that_is_lost_takes_the_service_down() {
 }
 
 #[test]
+fn an_order_to_serve_is_held_back_while_a_promise_lasts() {
+    let mut host = Obliging::new();
+    host.obey(order(1, 5, shadow()));
+    assert!(host.machine.follows(HostId(2), Epoch(1)));
+    assert!(!host.machine.follows(HostId(3), Epoch(1)) && !host.machine.follows(HostId(2), Epoch(2)));
+    let until = host.now + LEASE;
+    let epoch = Epoch(1);
+    host.event(Event::Barred { epoch, until });
+    // The lease is held, so that it does not end meanwhile, and the copy goes on.
+    assert_eq!(
+        host.obey(order(2, 6, serve())),
+        [Action::Hold { epoch: Epoch(2) }]
+    );
+    assert!(!host.machine.follows(HostId(2), Epoch(1)), "no further promise");
+    assert_eq!(host.machine.report(host.now).unwrap().epoch, Epoch(2));
+    assert_eq!(host.machine.poll_timeout(), Some(until));
+    host.now = until;
+    host.event(Event::Opened {
+        epoch: Epoch(2),
+        deadline: until + LEASE,
+    });
+    assert_eq!(host.run()[0], own(2));
+    assert_eq!(host.serving(), Some(Epoch(2)));
+    assert_eq!(host.machine.poll_timeout(), None);
+}
+
+#[test]
+fn a_promise_does_not_hold_up_the_epoch_that_it_was_given_in() {
+    let mut host = Obliging::new();
+    let until = host.now + LEASE;
+    host.machine.handle_order(order(2, 6, serve())).unwrap();
+    let epoch = Epoch(2);
+    host.event(Event::Barred { epoch, until });
+    host.run();
+    assert_eq!(host.serving(), Some(Epoch(2)));
+}
+
+#[test]
+fn a_lost_holder_refuses_writes_before_it_goes_on_and_takes_them_after_the_return() {
+    let mut wanted = order(1, 5, serve());
+    wanted.spec.policy.coordinator_loss = CoordinatorLoss::ReadOnly;
+    let mut host = Obliging::new();
+    let did = host.obey(wanted);
+    assert_eq!(
+        did.last(),
+        Some(&Action::Do(Job::TakeWrites)),
+        "it may be a leftover that refuses them"
+    );
+    let epoch = Epoch(1);
+    host.event(Event::Lost(true));
+    let expected = [Action::Do(Job::RefuseWrites), Action::Sustain { epoch, on: true }];
+    assert_eq!(host.run(), expected);
+    host.event(Event::Lost(false));
+    let expected = [Action::Sustain { epoch, on: false }, Action::Do(Job::TakeWrites)];
+    assert_eq!(host.run(), expected);
+    // A workload that died takes writes when it is started again.
+    host.event(Event::Lost(true));
+    host.run();
+    let why = "it ended".to_owned();
+    host.event(Event::WorkloadExited { why });
+    assert_eq!(host.run(), [Action::Sustain { epoch, on: false }]);
+}
+
+#[test]
+fn other_policies_leave_the_workload_alone() {
+    let mut host = Obliging::new();
+    host.obey(order(1, 5, serve()));
+    host.event(Event::Lost(true));
+    assert_eq!(host.run(), []);
+}
+
+#[test]
 fn what_was_fenced_before_a_restart_is_not_served_again() {
     let mut machine = Machine::new(S);
     let now = BootTime::from_ms(1);
@@ -359,6 +434,7 @@ proptest! {
                         }
                     }
                     Action::Interrupt => prop_assert!(job),
+                    Action::Sustain { on, .. } => prop_assert!(!on, "nothing was lost"),
                 }
             }
             if let Some(report) = machine.report(now) {

@@ -8,7 +8,7 @@ mod content;
 mod cutter;
 mod drive;
 mod identity;
-mod journal;
+pub(crate) mod journal;
 mod placement;
 mod primary;
 pub mod roots;

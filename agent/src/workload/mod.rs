@@ -9,6 +9,7 @@ mod command;
 mod freezer;
 mod health;
 mod log;
+mod switch;
 pub mod thaw_guard;
 
 use std::io;
@@ -19,6 +20,7 @@ pub use command::{CommandWorkload, Ended, STOP_KILL_MAX, Stopped};
 pub use freezer::{CgroupFreezer, FreezeError, Freezer, Frozen};
 pub use health::{HealthError, check, wait_healthy};
 pub use log::LOG_BYTES_MAX;
+pub use switch::{SwitchError, switch};
 pub use thaw_guard::ThawGuard;
 
 #[derive(Debug, thiserror::Error)]

@@ -53,6 +53,8 @@ impl Place {
             stop_timeout: Duration::from_millis(500),
             health: Health::Exec(vec!["/bin/true".to_owned()]),
             start_timeout: PATIENCE,
+            read_only: Vec::new(),
+            read_write: Vec::new(),
         };
         CommandWorkload::adopt(self.cgroup.clone(), spec, self.dir.path().join("service.log")).unwrap()
     }

@@ -21,6 +21,8 @@ pub enum Request {
     Operate(Operate),
     /// Coordinator → agent: who the coordinators are, when the agent connects and when it changes.
     Coordinators(CoordinatorList),
+    /// Agent → agent: the holder of these leases asks one of its shadows for a promise.
+    Promise(PromiseRequest),
 }
 
 /// Who the coordinators are and where they listen.
@@ -41,6 +43,7 @@ pub enum Response {
     Refused(Refusal),
     /// A JSON document for the CLI.
     Document(String),
+    Promised(Promised),
 }
 
 #[derive(
@@ -99,6 +102,24 @@ pub struct Renewed {
     pub sequence: u64,
     /// The leases that are extended to (send time of `sequence` on the holder's clock) + L. One
     /// that was asked for and is not here was refused.
+    pub leases: Vec<(ServiceId, Epoch)>,
+}
+
+/// Asks for a promise not to serve any of these services in a later epoch for the length of
+/// [`crate::lease::LeaseTimes::promise`], from its receipt.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, rkyv::Archive, rkyv::Serialize, rkyv::Deserialize)]
+pub struct PromiseRequest {
+    /// The holder, who asks.
+    pub host: HostId,
+    /// Rises with every request of this host; the answer carries it back.
+    pub sequence: u64,
+    pub leases: Vec<(ServiceId, Epoch)>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, rkyv::Archive, rkyv::Serialize, rkyv::Deserialize)]
+pub struct Promised {
+    pub sequence: u64,
+    /// What is promised. One that was asked for and is not here was refused.
     pub leases: Vec<(ServiceId, Epoch)>,
 }
 
@@ -178,6 +199,61 @@ pub struct ServiceReport {
     /// Why the last activation or start failed.
     pub failure: Option<String>,
     pub sync: SyncFigures,
+    /// What the open gate rests on; the lease while it is closed.
+    pub basis: Basis,
+    /// The last stretch of time that was served on anything but the lease in this boot.
+    pub apart: Option<Apart>,
+}
+
+/// What lets a holder serve.
+#[derive(
+    Clone,
+    Copy,
+    Debug,
+    Default,
+    PartialEq,
+    Eq,
+    PartialOrd,
+    Ord,
+    Hash,
+    rkyv::Archive,
+    rkyv::Serialize,
+    rkyv::Deserialize,
+    serde::Serialize,
+    serde::Deserialize,
+)]
+#[serde(rename_all = "kebab-case")]
+pub enum Basis {
+    /// The coordinators renewed it.
+    #[default]
+    Lease,
+    /// All its shadows promised not to take over.
+    Promises,
+    /// The service's policy says so.
+    Policy,
+}
+
+/// A stretch of time that a holder served without the coordinators.
+#[derive(
+    Clone,
+    Copy,
+    Debug,
+    PartialEq,
+    Eq,
+    Hash,
+    rkyv::Archive,
+    rkyv::Serialize,
+    rkyv::Deserialize,
+    serde::Serialize,
+    serde::Deserialize,
+)]
+pub struct Apart {
+    /// On the holder's boot clock; together with its boot it names the stretch.
+    pub since: BootTime,
+    pub until: BootTime,
+    /// The weakest basis in it.
+    pub basis: Basis,
+    pub epoch: Epoch,
 }
 
 #[derive(
@@ -283,6 +359,10 @@ pub enum Operate {
     },
     TransferLeadership {
         to: CoordinatorId,
+    },
+    /// The operator vouches that the host is dead: its gates are closed for good in this boot.
+    ConfirmDead {
+        host: String,
     },
 }
 

@@ -27,6 +27,9 @@ pub struct Order {
     pub spec: ServiceSpec,
     /// Who holds the epoch, for the others to watch.
     pub holder: Option<Peer>,
+    /// To a holder: no host outside its shadows is granted a later epoch unless it obeyed a newer order
+    /// before. False while nobody ever served: any host of the service may be granted the next one.
+    pub bounding: bool,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, rkyv::Archive, rkyv::Serialize, rkyv::Deserialize)]

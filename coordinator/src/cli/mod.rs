@@ -80,6 +80,13 @@ enum Command {
     Pause,
     /// Act on predictions again.
     Resume,
+    /// Vouch that a host is dead, so that services whose policy lets a silent holder go on are taken over.
+    Fence {
+        host: String,
+        /// It has no power, or was taken off the network for good: two hosts may serve if that is not so.
+        #[arg(long, required = true)]
+        confirm_dead: bool,
+    },
     /// Declare a service.
     Apply { file: PathBuf },
     /// Who the coordinators are; add, remove, give the leadership away.
@@ -177,6 +184,13 @@ async fn converse(config: ClusterConfig, args: Args) -> Result<(), CliError> {
         Command::Resume => {
             let done = "predictions move services again";
             change(&mut cluster, Operate::Pause { on: false }, done, json).await
+        }
+        Command::Fence {
+            host,
+            confirm_dead: _,
+        } => {
+            let done = format!("{host} is taken for dead");
+            change(&mut cluster, Operate::ConfirmDead { host }, &done, json).await
         }
         Command::Apply { file } => {
             let toml = std::fs::read_to_string(&file).map_err(|source| CliError::Read {

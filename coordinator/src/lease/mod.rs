@@ -2,24 +2,25 @@
 //!
 //! Invariants: [`LeaseTable::ended_at`] says that a lease is over only when no holder that keeps the
 //! protocol can still have an open gate for it: its clock is at
-//! `max(arrival of the last renewal, becoming leader, process start, grant) + L(1+ρ) + F`, or the
-//! holder reported the fence. A lease that is being waited out, or whose successor was proposed, is
+//! `max(arrival of the last renewal, becoming leader, process start, grant, the promotable set grew) +
+//! L(1+ρ) + F`, or the holder reported the fence. While a service's policy lets its holder go on without
+//! coordinators, no silence says that: see [`LeaseTable::set_terms`]. A lease that is being waited out, or whose successor was proposed, is
 //! not renewed. Nothing here survives a change of leader: the next one starts at its own election.
 
 mod rounds;
 #[cfg(test)]
 mod tests;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
-use understudy_common::id::{Epoch, ServiceId};
+use understudy_common::id::{Epoch, HostId, ServiceId};
 use understudy_common::lease::LeaseTimes;
 use understudy_common::units::BootTime;
 
 pub use rounds::{PENDING_MAX, Pending, ROUND_EVERY, ROUNDS_MAX, Rounds};
 
 /// What the leader knows about each service's current lease.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct LeaseTable {
     times: LeaseTimes,
     /// Process start, becoming leader or the end of a pause of this process, whichever is last.
@@ -27,7 +28,7 @@ pub struct LeaseTable {
     leases: BTreeMap<ServiceId, Lease>,
 }
 
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 struct Lease {
     epoch: Epoch,
     /// The last instant on this leader's clock that a renewal may have been sent before.
@@ -41,6 +42,10 @@ struct Lease {
     /// The next epoch was proposed.
     succeeded: bool,
     ended_at: Option<BootTime>,
+    /// Who could be granted the next epoch when that was last looked at.
+    promotable: BTreeSet<HostId>,
+    /// Not hearing of the holder for long enough says that its gate is closed.
+    silence_ends: bool,
 }
 
 impl LeaseTable {
@@ -75,15 +80,44 @@ impl LeaseTable {
                     stranded: false,
                     succeeded: false,
                     ended_at: None,
+                    promotable: BTreeSet::new(),
+                    silence_ends: true,
                 },
             );
         }
     }
 
+    /// What the state says of the lease: who can be granted the next epoch, and whether the holder's
+    /// silence means anything. Call it whenever either may have changed.
+    ///
+    /// When the set grew, the holder obeyed an order that names the newcomer before now. It may still be
+    /// open by promises that it asked of the old set alone, until a lease from then: so the lease counts
+    /// from now. The same holds when silence begins to count.
+    pub fn set_terms(
+        &mut self,
+        now: BootTime,
+        service: ServiceId,
+        promotable: &BTreeSet<HostId>,
+        silence_ends: bool,
+    ) {
+        let Some(lease) = self.leases.get_mut(&service) else {
+            return;
+        };
+        let grew = !promotable.is_subset(&lease.promotable);
+        if grew || (silence_ends && !lease.silence_ends) {
+            lease.extended = lease.extended.max(now);
+            lease.ended_at = lease.ended_at.filter(|_| lease.fenced);
+        }
+        if lease.promotable != *promotable {
+            lease.promotable = promotable.clone();
+        }
+        lease.silence_ends = silence_ends;
+    }
+
     /// Whether a renewal may be answered now.
     pub fn may_renew(&self, now: BootTime, service: ServiceId, epoch: Epoch) -> bool {
         self.leases.get(&service).is_some_and(|lease| {
-            let over = lease.ended_at.is_some() || now >= self.end(lease);
+            let over = lease.ended_at.is_some() || (lease.silence_ends && now >= self.end(lease));
             lease.epoch == epoch
                 && !lease.fenced
                 && !lease.condemned
@@ -148,7 +182,7 @@ impl LeaseTable {
         let (since, wait_out) = (self.since, self.times.wait_out());
         for lease in self.leases.values_mut() {
             let end = lease.extended.max(since) + wait_out;
-            if lease.ended_at.is_none() && (lease.fenced || now >= end) {
+            if lease.ended_at.is_none() && (lease.fenced || (lease.silence_ends && now >= end)) {
                 lease.ended_at = Some(now);
             }
         }

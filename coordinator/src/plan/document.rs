@@ -100,6 +100,9 @@ fn describe(state: &State, act: &Act) -> (Subject, String) {
         Change::RemoveShadow { host, .. } => format!("end the copy on {}", name(*host)),
         Change::ShadowReady { host, .. } => format!("let {} take over from now on", name(*host)),
         Change::ShadowUnready { host, .. } => format!("let {} take over no more", name(*host)),
+        Change::ServedApart { apart, .. } => {
+            format!("record that {} was served without coordinators", apart.epoch)
+        }
         Change::SafeMode { on: false, .. } => "end its safe mode".to_owned(),
         other => format!("propose {other:?}"),
     };

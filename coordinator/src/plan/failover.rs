@@ -97,8 +97,11 @@ pub(super) fn after_lease_end(
 fn back_to_itself(view: &View<'_>, id: ServiceId, service: &Service, ended: BootTime) -> Option<Proposal> {
     let holder = service.holder?;
     let condemned = view.facts.leases.is_condemned(id, service.epoch);
-    let lost =
-        condemned || service.is_fenced() || service.holder_rebooted(view.state) || fenced(view, id, service);
+    let lost = holder.dead
+        || condemned
+        || service.is_fenced()
+        || service.holder_rebooted(view.state)
+        || fenced(view, id, service);
     if !lost {
         let why = format!("no shadow of {} can take over", service.spec.name);
         let act = Act::Strand {

@@ -6,6 +6,7 @@
 //! or the holder fenced it. Nothing is moved by prediction onto a host that is itself at risk, in safe
 //! mode or not ready. A lease end is never held back by the anti-flap rules, only by the storm delay.
 
+mod apart;
 mod document;
 mod domain;
 mod evidence;
@@ -166,10 +167,12 @@ pub fn plan(state: &State, facts: &Facts<'_>) -> Plan {
             continue;
         }
         let held = plan.held.len();
+        apart::tell_silent(&view, *id, service, &mut plan);
         let proposal = failover::first_grant(&view, *id, service)
             .or_else(|| handover::advance(&view, *id, service))
             .or_else(|| failover::after_lease_end(&view, *id, service, &mut plan))
             .or_else(|| failover::serving(&view, *id, service))
+            .or_else(|| apart::told(&view, *id, service))
             .or_else(|| failover::condemn(&view, *id, service))
             .or_else(|| evidence::condemn(&view, *id, service, &mut plan))
             .or_else(|| handover::predicted(&view, *id, service, &mut acted_on, &mut plan))
@@ -184,6 +187,11 @@ pub fn plan(state: &State, facts: &Facts<'_>) -> Plan {
     }
     risk::calmed(&view, &mut plan);
     plan
+}
+
+/// Whether the host was heard of lately.
+pub fn is_alive(state: &State, facts: &Facts<'_>, host: HostId) -> bool {
+    View { state, facts }.is_alive(host)
 }
 
 /// The step a service is in, to tell how long it has been there.

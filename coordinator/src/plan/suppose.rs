@@ -57,7 +57,8 @@ impl Supposed {
         let ago = u64::try_from(ALIVE.as_nanos()).unwrap_or(u64::MAX);
         let ended = BootTime(self.now.0.saturating_sub(ago));
         for (service, known) in &self.state.services {
-            if known.holder.is_some_and(|holder| holder.host == id) {
+            let ends = known.silence_ends(&self.state);
+            if ends && known.holder.is_some_and(|holder| holder.host == id) {
                 self.leases.suppose_ended(*service, known.epoch, ended);
             }
         }

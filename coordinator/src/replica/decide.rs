@@ -243,6 +243,9 @@ impl Replica {
                 if service.is_fenced() {
                     self.leases.fence(*id, service.epoch);
                 }
+                let silence_ends = service.silence_ends(&self.state);
+                self.leases
+                    .set_terms(now, *id, &service.promotable(), silence_ends);
             }
             let step = plan::step_of(service);
             if leading.steps.get(id).map(|(known, _)| *known) != Some(step) {

@@ -74,6 +74,7 @@ impl Replica {
                 self.ask_transfer(now, id, to);
                 return;
             }
+            Operate::ConfirmDead { host } => self.confirm_dead(now, &host),
         };
         match result {
             Ok(change) => self.propose_for(id, Answer::Document, change, OPERATOR),
@@ -112,6 +113,20 @@ impl Replica {
             serde_json::json!(PlanDocument::of(&world.plan(facts), &self.state, supposed)).to_string()
         })
         .ok_or_else(|| Refusal::Busy("elections".to_owned()))
+    }
+
+    fn confirm_dead(&self, now: BootTime, name: &str) -> Result<Change, Refusal> {
+        let (host, known) = self
+            .state
+            .host_by_name(name)
+            .ok_or_else(|| Refusal::Unknown(format!("host {name}")))?;
+        let heard = self.with_facts(now, |facts| plan::is_alive(&self.state, facts, host));
+        if heard.unwrap_or(true) {
+            let why = format!("{name} is heard of: it is not dead; `understudy handover` moves its services");
+            return Err(Refusal::Invalid(why));
+        }
+        let boot = known.boot;
+        Ok(Change::ConfirmDead { host, boot })
     }
 
     fn handover(&self, now: BootTime, name: &str, to: Option<&str>) -> Result<Change, Refusal> {

@@ -51,8 +51,8 @@ impl Replica {
             Request::Renew(renew) => self.renewal(now, id, renew),
             Request::Report(report) => self.report(now, id, report),
             Request::Operate(operate) => self.operate(now, id, operate),
-            Request::Order(_) | Request::Coordinators(_) => {
-                let why = "this goes from coordinators to hosts".to_owned();
+            Request::Order(_) | Request::Coordinators(_) | Request::Promise(_) => {
+                let why = "this goes to hosts".to_owned();
                 self.reply(id, Response::Refused(Refusal::Invalid(why)));
             }
         }
@@ -164,7 +164,9 @@ impl Replica {
             .filter(|(service, epoch)| {
                 let held = self.state.services.get(service).is_some_and(|known| {
                     known.epoch == *epoch
-                        && known.holder.is_some_and(|holder| holder.host == renew.host)
+                        && known
+                            .holder
+                            .is_some_and(|holder| holder.host == renew.host && !holder.dead)
                         && !known.holder_rebooted(&self.state)
                 });
                 held && self.leases.may_renew(now, *service, *epoch)
@@ -239,7 +241,7 @@ fn permitted(from: Principal, request: &Request) -> Result<(), Refusal> {
         Request::Renew(renew) => Principal::Host(renew.host),
         Request::Report(report) => Principal::Host(report.host),
         Request::Operate(_) => Principal::Operator,
-        Request::Order(_) | Request::Coordinators(_) => return Ok(()),
+        Request::Order(_) | Request::Coordinators(_) | Request::Promise(_) => return Ok(()),
     };
     if subject == from {
         return Ok(());

@@ -127,6 +127,8 @@ impl Replica {
             "shadows": shadows,
             "evidence": evidence(leading, id, service),
             "sync": primary.map(|report| &report.sync),
+            "basis": primary.map(|report| report.basis),
+            "coordinator_loss": service.spec.policy.coordinator_loss,
         })
     }
 }

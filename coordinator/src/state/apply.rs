@@ -1,5 +1,7 @@
 //! `apply`: checks a command against the state and carries it out whole, or not at all.
 
+mod apart;
+
 use std::collections::{BTreeMap, BTreeSet};
 
 use understudy_common::id::{CoordinatorId, Epoch, GenerationId, HostId, ServiceId};
@@ -109,6 +111,13 @@ impl State {
                 software,
             } => step.announce(coordinator, version, software),
             Change::RemoveShadow { service, host } => step.remove_shadow(service, host),
+            Change::ConfirmDead { host, boot } => step.confirm_dead(host, boot),
+            Change::ServedApart {
+                service,
+                host,
+                boot,
+                apart,
+            } => step.served_apart(service, host, boot, apart),
         }
     }
 }
@@ -248,6 +257,7 @@ impl Applying<'_> {
                 predicted_at_ms: None,
                 leaving: None,
                 distrusted_at_ms: None,
+                apart: None,
             },
         );
         self.event(EventKind::ServiceApplied, Some(id), None, text);
@@ -315,6 +325,7 @@ impl Applying<'_> {
             boot,
             from,
             served: false,
+            dead: false,
         });
         let leaves = previous.filter(|previous| planned && *previous != to);
         service.leaving = leaves.or(service.leaving).filter(|leaving| *leaving != to);
@@ -434,6 +445,7 @@ impl Applying<'_> {
     }
 
     fn served(&mut self, id: ServiceId, epoch: Epoch) -> Checked {
+        let index = self.index;
         let service = self.service_at(id, epoch)?;
         let Some(holder) = &mut service.holder else {
             return Err(format!("{id} has no holder"));
@@ -443,8 +455,13 @@ impl Applying<'_> {
         }
         holder.served = true;
         let host = holder.host;
-        service.ever_served = true;
-        service.leaving = None;
+        if !service.ever_served || service.leaving.is_some() {
+            // From now on its order tells the holder that its shadows bound who can be promoted, and the
+            // host before it is done.
+            service.ever_served = true;
+            service.leaving = None;
+            service.revision = index;
+        }
         service.phase = Phase::Steady;
         let what = service.spec.name.clone();
         let text = format!("{what}: {} serves {epoch}", self.state.host_name(host));

@@ -6,7 +6,7 @@ use understudy_common::domain::Domain;
 use understudy_common::id::{CoordinatorId, Epoch, GenerationId, HostId, ServiceId};
 use understudy_common::spec::ServiceSpec;
 use understudy_common::units::BasisPoints;
-use understudy_common::wire::{self, DecodeError, FinalCut, Inventory};
+use understudy_common::wire::{self, Apart, DecodeError, FinalCut, Inventory};
 
 use super::Hold;
 
@@ -17,7 +17,7 @@ pub const WHY_BYTES_MAX: usize = 1_024;
 /// A command travels with the version that it needs. A leader proposes none that a member cannot
 /// apply, and a replica that meets one stops rather than pass it over. A new [`Change`] needs the
 /// next version; one that changes what it does is a new one.
-pub const COMMAND_VERSION: u32 = 1;
+pub const COMMAND_VERSION: u32 = 2;
 
 /// One entry of the log. Its bytes are an rkyv archive in raft's `Entry.data`.
 #[derive(Clone, Debug, PartialEq, Eq, rkyv::Archive, rkyv::Serialize, rkyv::Deserialize)]
@@ -125,6 +125,18 @@ pub enum Change {
         service: ServiceId,
         host: HostId,
     },
+    /// An operator vouches that this boot of the host is dead.
+    ConfirmDead {
+        host: HostId,
+        boot: u128,
+    },
+    /// The holder reported a stretch of time that it served without the coordinators.
+    ServedApart {
+        service: ServiceId,
+        host: HostId,
+        boot: u128,
+        apart: Apart,
+    },
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, rkyv::Archive, rkyv::Serialize, rkyv::Deserialize)]
@@ -193,6 +205,7 @@ impl Change {
             | Self::Held { .. }
             | Self::Note { .. }
             | Self::RemoveShadow { .. } => 1,
+            Self::ConfirmDead { .. } | Self::ServedApart { .. } => 2,
         }
     }
 
@@ -208,7 +221,8 @@ impl Change {
             | Self::ShadowReady { service, .. }
             | Self::ShadowUnready { service, .. }
             | Self::Condemned { service, .. }
-            | Self::RemoveShadow { service, .. } => Some(*service),
+            | Self::RemoveShadow { service, .. }
+            | Self::ServedApart { service, .. } => Some(*service),
             Self::RegisterHost { .. }
             | Self::ApplyService(_)
             | Self::Risks(_)
@@ -217,7 +231,8 @@ impl Change {
             // A remark: it holds up no decision about the service.
             | Self::Held { .. }
             | Self::Note { .. }
-            | Self::Announce { .. } => None,
+            | Self::Announce { .. }
+            | Self::ConfirmDead { .. } => None,
         }
     }
 }

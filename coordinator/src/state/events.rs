@@ -54,6 +54,8 @@ pub enum EventKind {
     CoordinatorRemoved,
     CoordinatorAnnounced,
     ShadowRemoved,
+    ConfirmedDead,
+    ServedApart,
 }
 
 impl Events {

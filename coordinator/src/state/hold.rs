@@ -58,6 +58,8 @@ pub enum Cause {
     Domain,
     /// Those who watch a holder do not agree.
     Disagreement,
+    /// Its holder is silent, and its policy lets a silent holder go on.
+    Policy,
 }
 
 impl Cause {
@@ -71,6 +73,7 @@ impl Cause {
             Self::NoTarget => "no fit target",
             Self::Domain => "failure domain",
             Self::Disagreement => "observers disagree",
+            Self::Policy => "policy",
         }
     }
 }

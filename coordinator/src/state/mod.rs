@@ -20,8 +20,8 @@ use std::net::SocketAddr;
 
 use understudy_common::domain::Domain;
 use understudy_common::id::{Epoch, GenerationId, HostId, ServiceId};
-use understudy_common::spec::ServiceSpec;
-use understudy_common::units::BasisPoints;
+use understudy_common::spec::{CoordinatorLoss, ServiceSpec};
+use understudy_common::units::{BasisPoints, BootTime};
 use understudy_common::wire::{FinalCut, Inventory};
 
 pub use apply::Outcome;
@@ -97,6 +97,8 @@ pub struct Service {
     /// The holder before a planned move, until its successor serves: fenced, it keeps the address and ships
     /// the final cut to whoever lacks it.
     pub leaving: Option<HostId>,
+    /// The last stretch of time that its holder reported to have served without the coordinators.
+    pub apart: Option<ServedApart>,
 }
 
 /// Who owns the current epoch.
@@ -109,6 +111,16 @@ pub struct Holder {
     pub from: Option<GenerationId>,
     /// It has served in this epoch.
     pub served: bool,
+    /// An operator vouched that its host is dead: it gets no lease in this epoch any more.
+    pub dead: bool,
+}
+
+/// Names one stretch of time without the coordinators.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, rkyv::Archive, rkyv::Serialize, rkyv::Deserialize)]
+pub struct ServedApart {
+    pub host: HostId,
+    pub boot: u128,
+    pub since: BootTime,
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Eq, rkyv::Archive, rkyv::Serialize, rkyv::Deserialize)]
@@ -159,6 +171,23 @@ impl Service {
                 .get(&holder.host)
                 .is_none_or(|host| host.boot != holder.boot)
         })
+    }
+
+    /// Whether the silence of the holder means that its gate is closed. Under a policy that lets it go on
+    /// without coordinators it does not, until it is known to have rebooted or an operator vouches.
+    pub fn silence_ends(&self, state: &State) -> bool {
+        self.spec.policy.coordinator_loss == CoordinatorLoss::Stop
+            || self.holder.is_some_and(|holder| holder.dead)
+            || self.holder_rebooted(state)
+    }
+
+    /// Who can be granted the next epoch, besides the holder itself.
+    pub fn promotable(&self) -> BTreeSet<HostId> {
+        if self.ever_served {
+            self.shadows.clone()
+        } else {
+            self.spec.hosts.iter().copied().collect()
+        }
     }
 
     /// Whether the log says that the holder's gate is closed for the current epoch.

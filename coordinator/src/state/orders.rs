@@ -24,6 +24,7 @@ fn order(state: &State, id: ServiceId, service: &Service, host: HostId) -> Order
         role: role(state, service, host),
         spec: service.spec.clone(),
         holder: service.holder.and_then(|holder| peer(state, holder.host)),
+        bounding: service.ever_served,
     }
 }
 
@@ -34,8 +35,9 @@ fn peer(state: &State, host: HostId) -> Option<Peer> {
 
 fn role(state: &State, service: &Service, host: HostId) -> Role {
     match service.holder {
-        // Another boot of the holder holds nothing: nothing in its memory survived.
-        Some(holder) if holder.host == host && service.holder_rebooted(state) => Role::Idle,
+        // Another boot of the holder holds nothing: nothing in its memory survived. One that was called
+        // dead must not serve if it is not.
+        Some(holder) if holder.host == host && (holder.dead || service.holder_rebooted(state)) => Role::Idle,
         Some(holder) if holder.host == host => match service.phase {
             Phase::Handover {
                 step: Step::Release | Step::Fenced | Step::Cut(_),

@@ -1,7 +1,7 @@
 use proptest::prelude::*;
 use understudy_common::domain::Domain;
 use understudy_common::id::{Epoch, GenerationId, HostId, ServiceId};
-use understudy_common::spec::RawServiceSpec;
+use understudy_common::spec::{CoordinatorLoss, RawServiceSpec};
 use understudy_common::units::BasisPoints;
 use understudy_common::wire::{FinalCut, Inventory, Role};
 
@@ -354,4 +354,89 @@ proptest! {
         prop_assert_eq!(replayed.digest(), restored.digest());
         prop_assert_eq!(replayed, restored);
     }
+}
+
+#[test]
+fn the_first_serving_tells_the_holder_that_its_shadows_bound_who_is_promoted() {
+    let mut state = State::default();
+    for change in [
+        register(1, 1),
+        register(2, 1),
+        declare(),
+        grant(1, 1, GrantReason::First),
+    ] {
+        assert_eq!(apply(&mut state, change), Outcome::Applied);
+    }
+    let before = orders_for(&state, HostId(1)).remove(0);
+    assert!(!before.bounding);
+    let (service, epoch) = (KV, Epoch(1));
+    apply(&mut state, Change::Served { service, epoch });
+    let after = orders_for(&state, HostId(1)).remove(0);
+    assert!(after.bounding && after.revision > before.revision);
+}
+
+#[test]
+fn every_promotable_host_is_in_the_holders_order() {
+    let mut state = served();
+    for change in [
+        Change::SafeMode {
+            host: HostId(2),
+            on: true,
+        },
+        Change::SafeMode {
+            host: HostId(2),
+            on: false,
+        },
+        Change::AddShadow {
+            service: KV,
+            host: HostId(2),
+        },
+        Change::AddShadow {
+            service: KV,
+            host: HostId(3),
+        },
+        Change::ShadowReady {
+            service: KV,
+            epoch: Epoch(1),
+            host: HostId(3),
+        },
+        register(3, 9),
+        grant(2, 1, GrantReason::LeaseEnded),
+    ] {
+        apply(&mut state, change);
+        let Role::Serve { shadows, .. } = orders_for(&state, HostId(1)).remove(0).role else {
+            panic!("it holds")
+        };
+        let named: Vec<_> = shadows.iter().map(|peer| peer.host).collect();
+        assert!(
+            state.services[&KV]
+                .promotable()
+                .iter()
+                .all(|host| named.contains(host))
+        );
+    }
+}
+
+#[test]
+fn a_holder_that_is_called_dead_is_told_to_serve_nobody_and_silence_counts_again() {
+    let mut state = served();
+    let service = state.services.get_mut(&KV).expect("the service");
+    service.spec.policy.coordinator_loss = CoordinatorLoss::Serve;
+    assert!(!state.services[&KV].silence_ends(&state));
+    let dead = |boot| Change::ConfirmDead {
+        host: HostId(1),
+        boot,
+    };
+    assert!(
+        matches!(apply(&mut state, dead(7)), Outcome::Refused(_)),
+        "another boot"
+    );
+    assert_eq!(apply(&mut state, dead(1)), Outcome::Applied);
+    assert!(state.services[&KV].silence_ends(&state));
+    assert_eq!(orders_for(&state, HostId(1))[0].role, Role::Idle);
+    apply(&mut state, grant(2, 2, GrantReason::LeaseEnded));
+    assert!(
+        !state.services[&KV].silence_ends(&state),
+        "the next holder is another"
+    );
 }

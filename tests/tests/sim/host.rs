@@ -11,7 +11,7 @@ use understudy_common::id::{Epoch, GenerationId, HostId, ServiceId};
 use understudy_common::lease::LeaseTimes;
 use understudy_common::units::BootTime;
 use understudy_common::wire::{
-    CopyState, FinalCut, Hello, HostReport, Inventory, Order, Refusal, Response, Role, ServiceReport,
+    Basis, CopyState, FinalCut, Hello, HostReport, Inventory, Order, Refusal, Response, Role, ServiceReport,
     SyncFigures,
 };
 
@@ -405,6 +405,8 @@ impl Host {
                     acked: slot.acked.iter().map(|(host, id)| (*host, *id)).collect(),
                     failure: slot.failure.clone(),
                     sync: SyncFigures::default(),
+                    basis: Basis::Lease,
+                    apart: None,
                 })
                 .collect(),
         }

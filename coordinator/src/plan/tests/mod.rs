@@ -1,13 +1,14 @@
 //! The pure planner on small worlds, with the printed plan as the expected value.
 
 mod antiflap;
+mod apart;
 mod domain;
 mod evidence;
 mod world;
 
 use expect_test::{Expect, expect};
-use understudy_common::id::HostId;
-use understudy_common::units::BasisPoints;
+use understudy_common::id::{Epoch, HostId};
+use understudy_common::units::{BasisPoints, BootTime};
 use understudy_common::wire::{CopyState, Fate};
 
 use super::{PlanDocument, Supposed, check_target, plan};

@@ -6,10 +6,11 @@ use std::time::Duration;
 use understudy_common::domain::Domain;
 use understudy_common::id::{Epoch, GenerationId, HostId, ServiceId};
 use understudy_common::lease::LeaseTimes;
-use understudy_common::spec::{Domains, RawServiceSpec};
+use understudy_common::spec::{CoordinatorLoss, Domains, RawServiceSpec};
 use understudy_common::units::{BasisPoints, BootTime};
 use understudy_common::wire::{
-    CopyState, Evidence, FinalCut, HostReport, Inventory, Reach, ServiceReport, Sight, SyncFigures,
+    Apart, Basis, CopyState, Evidence, FinalCut, HostReport, Inventory, Reach, ServiceReport, Sight,
+    SyncFigures,
 };
 
 use crate::lease::LeaseTable;
@@ -28,6 +29,8 @@ pub struct World {
     seen: BTreeMap<HostId, Seen>,
     leases: LeaseTable,
     now: BootTime,
+    /// How long the leader has seen everything as it is.
+    since_ms: u64,
     wall_ms: u64,
 }
 
@@ -60,6 +63,7 @@ impl World {
             seen: BTreeMap::new(),
             leases: LeaseTable::new(LeaseTimes::DEFAULT, now),
             now,
+            since_ms: 0,
             wall_ms: 1_700_000_000_000,
         };
         for (host, name) in (1..).zip(["a", "b", "c"]) {
@@ -245,11 +249,32 @@ impl World {
         self
     }
 
+    /// The first service's holder may go on without the coordinators, by this policy.
+    pub fn going_on(mut self, loss: CoordinatorLoss) -> Self {
+        let service = self.state.services.get_mut(&KV).expect("the service");
+        service.spec.policy.coordinator_loss = loss;
+        self
+    }
+
     /// The lease of the service at this place ended just now, after everybody's last report.
     pub fn lease_ended(mut self, place: usize) -> Self {
         self.now = self.now + Duration::from_millis(1);
         let (service, known) = self.state.services.iter().nth(place).expect("a service");
         self.leases.suppose_ended(*service, known.epoch, self.now);
+        self
+    }
+
+    /// This leader has seen the services in their steps for so much longer.
+    pub fn older(mut self, ms: u64) -> Self {
+        self.since_ms += ms;
+        self
+    }
+
+    /// The holder of the first service says that it served so.
+    pub fn apart(mut self, apart: Apart, basis: Basis) -> Self {
+        let report = self.report_of(HostId(1), KV);
+        report.apart = Some(apart);
+        report.basis = basis;
         self
     }
 
@@ -320,6 +345,8 @@ impl World {
                     acked: Vec::new(),
                     failure: None,
                     sync: SyncFigures::default(),
+                    basis: Basis::Lease,
+                    apart: None,
                 });
                 services.len() - 1
             });
@@ -327,7 +354,8 @@ impl World {
     }
 
     pub fn with_facts<T>(&self, ask: impl FnOnce(&State, &Facts<'_>) -> T) -> T {
-        let since = self.state.services.keys().map(|id| (*id, self.now)).collect();
+        let since = self.now - Duration::from_millis(self.since_ms);
+        let since = self.state.services.keys().map(|id| (*id, since)).collect();
         let facts = Facts {
             now: self.now,
             wall_ms: self.wall_ms,
