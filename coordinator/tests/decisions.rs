@@ -12,8 +12,8 @@ use understudy_common::id::{GenerationId, HostId, ServiceId};
 use understudy_common::identity::Principal;
 use understudy_common::units::{BasisPoints, BootTime};
 use understudy_common::wire::{
-    CopyState, Evidence, Hello, HostReport, Inventory, Operate, Reach, Renew, Request, ServiceReport, Sight,
-    SyncFigures,
+    Basis, CopyState, Evidence, Hello, HostReport, Inventory, Operate, Reach, Renew, Request, ServiceReport,
+    Sight, SyncFigures,
 };
 use understudy_coordinator::replica::{RequestId, Settings};
 use understudy_coordinator::state::{EventKind, State};
@@ -159,6 +159,8 @@ impl Cluster {
                 .collect(),
             failure: None,
             sync: SyncFigures::default(),
+            basis: Basis::Lease,
+            apart: None,
         }];
         let sight = Sight {
             reach,

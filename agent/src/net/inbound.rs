@@ -87,7 +87,9 @@ async fn serve(who: Principal, stream: PendingCall, inbox: &Inbox) -> Result<(),
     match kind {
         StreamKind::Sync => generations(who, first, sender, receiver, &inbox.registry).await,
         StreamKind::Rpc => promise(who, &first, sender, &inbox.asked).await,
-        StreamKind::Raft | StreamKind::Beacon => Err(TransportError::UnknownStream(kind as u8)),
+        StreamKind::Raft | StreamKind::Beacon | StreamKind::Snapshot => {
+            Err(TransportError::UnknownStream(kind as u8))
+        }
     }
 }
 

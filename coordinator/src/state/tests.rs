@@ -302,7 +302,7 @@ fn a_predicted_move_is_refused_while_paused_and_within_its_window_and_an_ordered
 }
 
 /// In bytes.
-const COMMAND_SIZE: usize = 192;
+const COMMAND_SIZE: usize = 208;
 
 /// An archive is read from its end, so one of another size is not read at all.
 #[test]

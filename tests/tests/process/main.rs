@@ -1,5 +1,6 @@
 //! The real programs in a test bed: what a cluster goes through when its processes die.
 
+mod apart;
 mod cluster;
 mod gray;
 
@@ -52,6 +53,16 @@ fn a_service_outlives_every_process_that_keeps_it() -> Result<()> {
 #[test]
 fn a_holder_that_clients_cannot_reach_loses_its_lease_with_the_evidence() -> Result<()> {
     tell("gray", |cluster| gray::story(cluster))
+}
+
+#[test]
+fn a_holder_outlives_its_agent() -> Result<()> {
+    tell("restart", apart::restart)
+}
+
+#[test]
+fn promises_of_all_shadows_stand_in_for_the_coordinators_and_those_of_some_do_not() -> Result<()> {
+    tell("apart", apart::without_coordinators)
 }
 
 /// Runs a story on a cluster of its own; the logs of one that failed are kept.
