@@ -73,8 +73,8 @@ pub enum AgentError {
 /// # Errors
 /// [`AgentError`] when it cannot start.
 pub async fn run(config: AgentConfig) -> Result<(), AgentError> {
-    let mut telemetry = Telemetry::open(config.host, &config.telemetry)?;
     clock::calibrate()?;
+    let mut telemetry = Telemetry::open(config.host, &config.telemetry)?;
     let failed = |what| {
         let state_dir = config.state_dir.clone();
         move |source| AgentError::State {

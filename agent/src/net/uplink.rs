@@ -21,8 +21,10 @@ use crate::config::Coordinator;
 /// Renewals that wait for one link; more are of no use, since each replaces the one before.
 pub const RENEWALS_MAX: usize = 4;
 const REDIAL_MIN: Duration = Duration::from_millis(100);
-const REDIAL_MAX: Duration = Duration::from_secs(2);
-const DIAL_MAX: Duration = Duration::from_secs(3);
+/// Coordinators that return wait for a lease before they take over: a holder must have been heard by then.
+const REDIAL_MAX: Duration = Duration::from_millis(200);
+/// A first packet that is lost is sent again after a second, so a dial that takes longer begins anew.
+const DIAL_MAX: Duration = Duration::from_millis(700);
 const HELLO_MAX: Duration = Duration::from_secs(5);
 /// A renewal that is answered later extends nothing.
 const RENEW_MAX: Duration = Duration::from_secs(1);

@@ -75,7 +75,9 @@ fn tell(area: &str, story: impl FnOnce(&mut Cluster) -> Result<()>) -> Result<()
     let mut cluster = Cluster::start(area)?;
     let outcome = story(&mut cluster);
     if outcome.is_err() {
-        let logs = Path::new(env!("CARGO_MANIFEST_DIR")).join("../target/process-logs");
+        let logs = Path::new(env!("CARGO_MANIFEST_DIR"))
+            .join("../target/process-logs")
+            .join(area);
         cluster.bed.save_logs(&logs)?;
         eprintln!("the logs are in {}", logs.display());
     }
