@@ -38,8 +38,11 @@ STEPS = 1100
 BATCH = 32
 RATE = 4e-3
 DECAY = 2e-3
-# A retraining may differ from the committed model by this much in the mean hazard, and by no alarm.
+# A retraining may differ from the committed model by this much in the mean hazard.
 HAZARD_TOLERANCE = 0.05
+# Another processor rounds otherwise in the last bit, and a thousand steps make more of it: one held-out fault in
+# twenty may be told by one training and not by the other. False alarms must be the same.
+FAULTS_APART = 0.05
 # A cause that harmless hosts hardly show is not believed below this hazard either.
 HAZARD_MIN = 0.15
 # The threshold lies this far (in log-odds) above the highest score of a harmless stretch.
@@ -257,23 +260,31 @@ def recheck(folder, card, built):
     """Whether the new training answers the held-out runs as the committed model does."""
     committed = onnx.load(folder / "fast.onnx")
     column = dataset.HORIZONS.index(card["horizon"])
-    apart, agree = [], 0
+    apart, faults, faults_apart, false_alarms_apart = [], 0, 0, 0
     for run, ours in zip(built["held_out"], built["hazards"]):
         ticks = run.ticks()
         theirs = graph.stream(committed, run.values[:, None], run.mask[:, None].astype(np.float32))[:, 0]
         apart.append(np.abs(ours[:ticks] - theirs[:ticks]).mean())
-        found = [judge.alarm(run, h[:, column], card["threshold"])[0] is not None for h in (ours, theirs)]
-        agree += found[0] == found[1]
+        (lead, false), (their_lead, their_false) = (
+            judge.alarm(run, h[:, column], card["threshold"]) for h in (ours, theirs)
+        )
+        faults += run.fault
+        faults_apart += run.fault and (lead is None) != (their_lead is None)
+        false_alarms_apart += (false > 0) != (their_false > 0)
     result = {
         "mean_hazard_difference": round(float(np.mean(apart)), 5),
         "tolerance": card["check"]["mean_hazard_tolerance"],
         "held_out_runs": len(apart),
-        "same_alarm": agree,
+        "held_out_faults": faults,
+        "faults_apart": faults_apart,
+        "faults_apart_max": int(faults * FAULTS_APART + 0.5),
+        "false_alarms_apart": false_alarms_apart,
         "traces_unchanged": built["card"]["traces"] == card["traces"],
     }
     result["ok"] = (
         result["mean_hazard_difference"] <= result["tolerance"]
-        and agree == len(apart)
+        and faults_apart <= result["faults_apart_max"]
+        and false_alarms_apart == 0
         and result["traces_unchanged"]
     )
     return result
