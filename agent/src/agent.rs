@@ -89,6 +89,7 @@ pub async fn run(config: AgentConfig) -> Result<(), AgentError> {
     let gate = KernelGate::load(&config.pin_dir)?;
     let (kept, orders) = KeptOrders::open(&config.state_dir, boot.number).map_err(failed("keep orders"))?;
     let endpoint = Endpoint::bind(config.listen, &config.credentials)?;
+    endpoint.keep_revocations(config.state_dir.join("revoked"))?;
     let hello = Hello {
         host: config.host,
         name: config.name.clone(),
@@ -119,6 +120,7 @@ pub async fn run(config: AgentConfig) -> Result<(), AgentError> {
         renewals: renewals.clone(),
         asked: asked.clone(),
         lists,
+        endpoint: endpoint.clone(),
     };
     let registry = Registry::default();
     // Dropped with this future, which ends them all.

@@ -24,7 +24,8 @@ macro_rules! id {
 }
 
 id!(
-    /// A machine that runs the agent. Numbered from 1 by `understudy init`.
+    /// A machine that runs the agent. Numbered from 1 by `understudy init`, then by those that join;
+    /// a number is never used for another machine.
     HostId(u32), "host-"
 );
 id!(

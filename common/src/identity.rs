@@ -2,20 +2,28 @@
 //!
 //! A certificate names exactly one principal as a DNS subject alternative name. A host may speak
 //! only for itself: receivers compare the principal of the connection with the one in each frame.
+//! Its serial number says for which *enrolment* of the principal it was made: when a principal is
+//! revoked, all certificates of its enrolments so far are, and only a later one is accepted.
 
 use std::fmt;
 use std::sync::Arc;
 
+use rustls::RootCertStore;
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
-use rustls::server::WebPkiClientVerifier;
-use rustls::{ClientConfig, RootCertStore, ServerConfig};
 
 use crate::id::{CoordinatorId, HostId};
 
 /// Application protocol of every connection; the number is the wire version.
 /// 1: first version.
 pub const ALPN: &[u8] = b"understudy/1";
+/// Application protocol of newcomers, who have no certificate yet.
+/// 1: first version.
+pub const ALPN_NEWCOMER: &[u8] = b"understudy-newcomer/1";
+/// Bytes of a serial number that carries an enrolment: a marker, the enrolment, and what tells the
+/// certificates of one enrolment apart.
+const SERIAL_BYTES: usize = 16;
+const SERIAL_MARKER: u8 = 1;
 
 const DOMAIN: &str = "understudy.internal";
 
@@ -34,11 +42,14 @@ const DOMAIN: &str = "understudy.internal";
     serde::Serialize,
     serde::Deserialize,
 )]
+#[rkyv(derive(Debug, PartialEq, Eq, PartialOrd, Ord))]
 #[serde(rename_all = "snake_case")]
 pub enum Principal {
     Host(HostId),
     Coordinator(CoordinatorId),
     Operator,
+    /// Has no certificate yet and may only ask for one. No certificate names it.
+    Newcomer,
 }
 
 impl fmt::Display for Principal {
@@ -47,6 +58,7 @@ impl fmt::Display for Principal {
             Self::Host(id) => id.fmt(f),
             Self::Coordinator(id) => id.fmt(f),
             Self::Operator => f.write_str("operator"),
+            Self::Newcomer => f.write_str("newcomer"),
         }
     }
 }
@@ -76,14 +88,64 @@ impl Principal {
     /// [`IdentityError::Certificate`] when it cannot be read, [`IdentityError::NoPrincipal`] when
     /// it does not name exactly one principal.
     pub fn of_certificate(der: &CertificateDer<'_>) -> Result<Self, IdentityError> {
+        Ok(Identity::of_certificate(der)?.principal)
+    }
+
+    /// Reads `host-7`, `coordinator-2` and `operator`.
+    pub fn from_label(label: &str) -> Option<Self> {
+        Self::from_dns_name(&format!("{label}.{DOMAIN}"))
+    }
+}
+
+/// A principal as one of its certificates shows it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Identity {
+    pub principal: Principal,
+    /// From 1; 0 when the certificate's serial number carries none.
+    pub enrolment: u32,
+}
+
+impl Identity {
+    /// What a verified end-entity certificate says.
+    ///
+    /// # Errors
+    /// [`IdentityError::Certificate`] when it cannot be read, [`IdentityError::NoPrincipal`] when
+    /// it does not name exactly one principal.
+    pub fn of_certificate(der: &CertificateDer<'_>) -> Result<Self, IdentityError> {
         let cert = webpki::EndEntityCert::try_from(der)
             .map_err(|error| IdentityError::Certificate(error.to_string()))?;
-        let mut found = cert.valid_dns_names().filter_map(Self::from_dns_name);
+        let mut found = cert.valid_dns_names().filter_map(Principal::from_dns_name);
         match (found.next(), found.next()) {
-            (Some(principal), None) => Ok(principal),
+            (Some(principal), None) => Ok(Self {
+                principal,
+                enrolment: enrolment_in(cert.serial()),
+            }),
             _ => Err(IdentityError::NoPrincipal),
         }
     }
+}
+
+/// The serial number of a certificate; `salt` tells those of one enrolment apart.
+pub fn serial_number(enrolment: u32, salt: &[u8]) -> [u8; SERIAL_BYTES] {
+    let mut serial = [0; SERIAL_BYTES];
+    serial[0] = SERIAL_MARKER;
+    serial[1..5].copy_from_slice(&enrolment.to_be_bytes());
+    serial[5..].copy_from_slice(&fingerprint(salt)[..SERIAL_BYTES - 5]);
+    serial
+}
+
+fn enrolment_in(serial: &[u8]) -> u32 {
+    match serial {
+        [SERIAL_MARKER, a, b, c, d, rest @ ..] if rest.len() == SERIAL_BYTES - 5 => {
+            u32::from_be_bytes([*a, *b, *c, *d])
+        }
+        _ => 0,
+    }
+}
+
+/// The BLAKE3 hash by which a newcomer knows the cluster's CA certificate.
+pub fn fingerprint(der: &[u8]) -> [u8; 32] {
+    *blake3::hash(der).as_bytes()
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -106,7 +168,7 @@ pub struct Credentials {
     ca: CertificateDer<'static>,
     chain: Vec<CertificateDer<'static>>,
     key: PrivateKeyDer<'static>,
-    principal: Principal,
+    identity: Identity,
 }
 
 impl Clone for Credentials {
@@ -115,7 +177,7 @@ impl Clone for Credentials {
             ca: self.ca.clone(),
             chain: self.chain.clone(),
             key: self.key.clone_key(),
-            principal: self.principal,
+            identity: self.identity,
         }
     }
 }
@@ -141,63 +203,55 @@ impl Credentials {
             what: "the certificate",
             why: "no certificate in it".to_owned(),
         })?;
-        let principal = Principal::of_certificate(leaf)?;
+        let identity = Identity::of_certificate(leaf)?;
         Ok(Self {
             ca,
             chain,
             key,
-            principal,
+            identity,
         })
     }
 
     pub const fn principal(&self) -> Principal {
-        self.principal
+        self.identity.principal
     }
 
-    fn roots(&self) -> Result<Arc<RootCertStore>, IdentityError> {
-        let mut roots = RootCertStore::empty();
-        roots.add(self.ca.clone()).map_err(tls)?;
-        Ok(Arc::new(roots))
+    pub const fn identity(&self) -> Identity {
+        self.identity
     }
 
-    /// TLS 1.3 settings of the accepting side; a client certificate of this CA is required.
+    pub const fn ca(&self) -> &CertificateDer<'static> {
+        &self.ca
+    }
+
+    /// The principal's certificate, then those between it and the CA.
+    pub fn chain(&self) -> &[CertificateDer<'static>] {
+        &self.chain
+    }
+
+    pub const fn key(&self) -> &PrivateKeyDer<'static> {
+        &self.key
+    }
+
+    /// Trusts the cluster's CA alone.
     ///
     /// # Errors
-    /// [`IdentityError::Tls`] when the key does not fit the certificate.
-    pub fn server_config(&self) -> Result<ServerConfig, IdentityError> {
-        let provider = Arc::new(rustls::crypto::ring::default_provider());
-        let verifier = WebPkiClientVerifier::builder_with_provider(self.roots()?, Arc::clone(&provider))
-            .build()
-            .map_err(|error| IdentityError::Tls(error.to_string()))?;
-        let mut config = ServerConfig::builder_with_provider(provider)
-            .with_protocol_versions(&[&rustls::version::TLS13])
-            .map_err(tls)?
-            .with_client_cert_verifier(verifier)
-            .with_single_cert(self.chain.clone(), self.key.clone_key())
-            .map_err(tls)?;
-        config.alpn_protocols = vec![ALPN.to_vec()];
-        Ok(config)
-    }
-
-    /// TLS 1.3 settings of the dialling side.
-    ///
-    /// # Errors
-    /// [`IdentityError::Tls`] when the key does not fit the certificate.
-    pub fn client_config(&self) -> Result<ClientConfig, IdentityError> {
-        let provider = Arc::new(rustls::crypto::ring::default_provider());
-        let mut config = ClientConfig::builder_with_provider(provider)
-            .with_protocol_versions(&[&rustls::version::TLS13])
-            .map_err(tls)?
-            .with_root_certificates(self.roots()?)
-            .with_client_auth_cert(self.chain.clone(), self.key.clone_key())
-            .map_err(tls)?;
-        config.alpn_protocols = vec![ALPN.to_vec()];
-        Ok(config)
+    /// [`IdentityError::Tls`] when the CA certificate cannot be used.
+    pub fn roots(&self) -> Result<Arc<RootCertStore>, IdentityError> {
+        roots(&self.ca)
     }
 }
 
-fn tls(error: rustls::Error) -> IdentityError {
-    IdentityError::Tls(error.to_string())
+/// Trusts one CA alone.
+///
+/// # Errors
+/// [`IdentityError::Tls`] when its certificate cannot be used.
+pub fn roots(ca: &CertificateDer<'static>) -> Result<Arc<RootCertStore>, IdentityError> {
+    let mut roots = RootCertStore::empty();
+    roots
+        .add(ca.clone())
+        .map_err(|error| IdentityError::Tls(error.to_string()))?;
+    Ok(Arc::new(roots))
 }
 
 #[cfg(test)]
@@ -218,8 +272,20 @@ mod tests {
             "host-x.understudy.internal",
             "understudy.internal",
             "db-1.understudy.internal",
+            "newcomer.understudy.internal",
         ] {
             assert_eq!(Principal::from_dns_name(name), None, "{name}");
+        }
+    }
+
+    #[test]
+    fn a_serial_number_carries_its_enrolment_and_any_other_carries_none() {
+        for enrolment in [1, 7, u32::MAX] {
+            assert_eq!(enrolment_in(&serial_number(enrolment, b"key")), enrolment);
+        }
+        let serial = serial_number(7, b"key");
+        for other in [&[][..], &serial[..15], &[2; SERIAL_BYTES], &[1; 20]] {
+            assert_eq!(enrolment_in(other), 0, "{other:?}");
         }
     }
 }

@@ -1,18 +1,28 @@
 //! The cluster's certificate authority: makes the CA and one certificate for each principal.
 //!
-//! Invariants: a leaf names exactly one principal; the CA can sign leaves only, no further CAs.
+//! The CA's key stays with the operators. It signs one *issuer*, whose key the coordinators hold as
+//! a file, so that whichever of them leads can admit a host. Who gets hold of the issuer's key can
+//! pose as any host or coordinator, which is what a coordinator can do to the cluster anyway; it
+//! cannot make an operator's certificate, since the issuer's own certificate forbids that name, nor
+//! a further issuer. No private key is ever in the replicated log.
+//!
+//! Invariants: a leaf names exactly one principal; an issuer can sign leaves only, no further CAs.
 //! Nothing here touches the disk.
 
 use rcgen::{
-    BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
-    KeyUsagePurpose,
+    BasicConstraints, CertificateParams, CertificateSigningRequestParams, DnType, ExtendedKeyUsagePurpose,
+    GeneralSubtree, IsCa, Issuer, KeyPair, KeyUsagePurpose, NameConstraints, PublicKey, PublicKeyData,
+    SerialNumber,
 };
 use time::{Duration, OffsetDateTime};
-use understudy_common::identity::Principal;
+use understudy_common::identity::{Principal, serial_number};
 
 /// The CA outlives every leaf that it is asked for at the start, and at least this long.
 pub const CA_DAYS_MIN: u32 = 3_650;
 const CA_NAME: &str = "Understudy cluster CA";
+const ISSUER_NAME: &str = "Understudy cluster issuer";
+/// The enrolment of certificates that are made without asking the cluster.
+const FIRST_ENROLMENT: u32 = 1;
 /// Certificates begin this much earlier than asked, so that hosts whose wall clocks lag accept them.
 const BACKDATE: Duration = Duration::hours(24);
 
@@ -49,6 +59,8 @@ impl Validity {
 #[derive(Debug)]
 pub struct Authority {
     pair: Pair,
+    /// PEM of what stands between a leaf and the CA.
+    chain: String,
     issuer: Issuer<'static, KeyPair>,
 }
 
@@ -63,7 +75,7 @@ impl Authority {
             source,
         };
         let mut params = params(CA_NAME, validity);
-        params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
+        params.is_ca = IsCa::Ca(BasicConstraints::Constrained(1));
         params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
         let key = KeyPair::generate().map_err(failed)?;
         let certificate = params.self_signed(&key).map_err(failed)?;
@@ -73,6 +85,37 @@ impl Authority {
         };
         Ok(Self {
             pair,
+            chain: String::new(),
+            issuer: Issuer::new(params, key),
+        })
+    }
+
+    /// Makes an issuer, which signs on behalf of this CA, but not for operators.
+    ///
+    /// # Errors
+    /// [`AuthorityError`] when the system gives no randomness.
+    pub fn delegate(&self, validity: Validity) -> Result<Self, AuthorityError> {
+        let failed = |source| AuthorityError {
+            subject: "the issuer".to_owned(),
+            source,
+        };
+        let mut params = params(ISSUER_NAME, validity);
+        params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
+        params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::DigitalSignature];
+        params.name_constraints = Some(NameConstraints {
+            permitted_subtrees: Vec::new(),
+            excluded_subtrees: vec![GeneralSubtree::DnsName(Principal::Operator.dns_name())],
+        });
+        params.use_authority_key_identifier_extension = true;
+        let key = KeyPair::generate().map_err(failed)?;
+        let certificate = params.signed_by(&key, &self.issuer).map_err(failed)?;
+        let pair = Pair {
+            certificate: certificate.pem(),
+            key: key.serialize_pem(),
+        };
+        Ok(Self {
+            chain: pair.certificate.clone(),
+            pair,
             issuer: Issuer::new(params, key),
         })
     }
@@ -80,24 +123,26 @@ impl Authority {
     /// The CA that was made before, from its certificate and key.
     ///
     /// # Errors
-    /// [`AuthorityError`] when the key cannot be read.
+    /// [`AuthorityError`] when they cannot be read.
     pub fn from_pair(pair: Pair) -> Result<Self, AuthorityError> {
-        let key = KeyPair::from_pem(&pair.key).map_err(|source| AuthorityError {
-            subject: "anybody: the key of the cluster CA cannot be read".to_owned(),
-            source,
-        })?;
-        // Of the issuer a leaf holds the name and the key alone.
-        let now = OffsetDateTime::UNIX_EPOCH;
-        let params = params(
-            CA_NAME,
-            Validity {
-                not_before: now,
-                not_after: now,
-            },
-        );
+        let issuer = read_issuer(&pair, "the cluster CA")?;
         Ok(Self {
             pair,
-            issuer: Issuer::new(params, key),
+            chain: String::new(),
+            issuer,
+        })
+    }
+
+    /// The issuer that was made before, from its certificate and key.
+    ///
+    /// # Errors
+    /// [`AuthorityError`] when they cannot be read.
+    pub fn issuer_from_pair(pair: Pair) -> Result<Self, AuthorityError> {
+        let issuer = read_issuer(&pair, "the issuer")?;
+        Ok(Self {
+            chain: pair.certificate.clone(),
+            pair,
+            issuer,
         })
     }
 
@@ -106,11 +151,46 @@ impl Authority {
         &self.pair
     }
 
-    /// Makes a key and a certificate that names `principal`, for both ends of a connection.
+    /// Makes a key and a certificate that names `principal`, for both ends of a connection, in the
+    /// first enrolment.
     ///
     /// # Errors
     /// [`AuthorityError`] when the system gives no randomness.
     pub fn issue(&self, principal: Principal, validity: Validity) -> Result<Pair, AuthorityError> {
+        self.enrol(principal, FIRST_ENROLMENT, validity)
+    }
+
+    /// The same in a given enrolment.
+    ///
+    /// # Errors
+    /// [`AuthorityError`] when the system gives no randomness.
+    pub fn enrol(
+        &self,
+        principal: Principal,
+        enrolment: u32,
+        validity: Validity,
+    ) -> Result<Pair, AuthorityError> {
+        let key = KeyPair::generate().map_err(|source| AuthorityError {
+            subject: principal.to_string(),
+            source,
+        })?;
+        Ok(Pair {
+            certificate: self.certify(principal, enrolment, validity, &key)?,
+            key: key.serialize_pem(),
+        })
+    }
+
+    /// Makes a certificate for a key that is somebody else's: PEM, with all up to the CA.
+    ///
+    /// # Errors
+    /// [`AuthorityError`] when the certificate cannot be made.
+    pub fn certify(
+        &self,
+        principal: Principal,
+        enrolment: u32,
+        validity: Validity,
+        key: &impl PublicKeyData,
+    ) -> Result<String, AuthorityError> {
         let failed = |source| AuthorityError {
             subject: principal.to_string(),
             source,
@@ -118,19 +198,60 @@ impl Authority {
         let mut params = params(&principal.to_string(), validity);
         let name = principal.dns_name().try_into().map_err(failed)?;
         params.subject_alt_names = vec![rcgen::SanType::DnsName(name)];
+        let salt = [
+            key.der_bytes(),
+            &validity.not_after.unix_timestamp().to_le_bytes(),
+        ]
+        .concat();
+        params.serial_number = Some(SerialNumber::from_slice(&serial_number(enrolment, &salt)));
         params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
         params.extended_key_usages = vec![
             ExtendedKeyUsagePurpose::ServerAuth,
             ExtendedKeyUsagePurpose::ClientAuth,
         ];
         params.use_authority_key_identifier_extension = true;
-        let key = KeyPair::generate().map_err(failed)?;
-        let certificate = params.signed_by(&key, &self.issuer).map_err(failed)?;
-        Ok(Pair {
-            certificate: certificate.pem(),
-            key: key.serialize_pem(),
-        })
+        let certificate = params.signed_by(key, &self.issuer).map_err(failed)?;
+        Ok(certificate.pem() + self.chain.as_str())
     }
+}
+
+/// The key in a certificate request. What else the request says does not count: the cluster decides
+/// who its holder is.
+///
+/// # Errors
+/// [`AuthorityError`] when it is no request, or not signed with its key.
+pub fn requested_key(request: &[u8]) -> Result<PublicKey, AuthorityError> {
+    CertificateSigningRequestParams::from_der(&request.into())
+        .map(|request| request.public_key)
+        .map_err(|source| AuthorityError {
+            subject: "this request".to_owned(),
+            source,
+        })
+}
+
+/// A request for a certificate, DER, and the key that it is for, PEM.
+///
+/// # Errors
+/// [`AuthorityError`] when the system gives no randomness.
+pub fn request() -> Result<(Vec<u8>, String), AuthorityError> {
+    let failed = |source| AuthorityError {
+        subject: "this host".to_owned(),
+        source,
+    };
+    let key = KeyPair::generate().map_err(failed)?;
+    let request = CertificateParams::default()
+        .serialize_request(&key)
+        .map_err(failed)?;
+    Ok((request.der().to_vec(), key.serialize_pem()))
+}
+
+fn read_issuer(pair: &Pair, subject: &str) -> Result<Issuer<'static, KeyPair>, AuthorityError> {
+    KeyPair::from_pem(&pair.key)
+        .and_then(|key| Issuer::from_ca_cert_pem(&pair.certificate, key))
+        .map_err(|source| AuthorityError {
+            subject: format!("anybody: the certificate or key of {subject} cannot be read"),
+            source,
+        })
 }
 
 fn params(common_name: &str, validity: Validity) -> CertificateParams {
@@ -160,7 +281,32 @@ mod tests {
         )
         .unwrap();
         assert_eq!(credentials.principal(), principal);
-        credentials.server_config().unwrap();
-        credentials.client_config().unwrap();
+        assert_eq!(credentials.identity().enrolment, 1);
+    }
+
+    #[test]
+    fn an_issuer_signs_for_a_key_that_it_never_sees() {
+        let validity = Validity::days_from(OffsetDateTime::now_utc(), 1);
+        let ca = Authority::new(validity).unwrap();
+        let made = ca.delegate(validity).unwrap();
+        let issuer = Authority::issuer_from_pair(made.pair().clone()).unwrap();
+        let (request, key) = request().unwrap();
+        let principal = Principal::Host(HostId(7));
+        let requested = requested_key(&request).unwrap();
+        let chain = issuer.certify(principal, 3, validity, &requested).unwrap();
+        let ca = ca.pair().certificate.as_bytes();
+        let credentials = Credentials::from_pem(ca, chain.as_bytes(), key.as_bytes()).unwrap();
+        assert_eq!(credentials.principal(), principal);
+        assert_eq!(credentials.identity().enrolment, 3);
+        assert_eq!(credentials.chain().len(), 2);
+    }
+
+    #[test]
+    fn a_request_with_a_broken_signature_is_refused() {
+        let (mut request, _) = request().unwrap();
+        let last = request.len() - 1;
+        request[last] ^= 1;
+        assert!(requested_key(&request).is_err());
+        assert!(requested_key(b"no request").is_err());
     }
 }

@@ -20,6 +20,7 @@ use understudy_common::wire::{Operate, Refusal, Request, Response};
 use crate::api;
 use crate::clock::{boot_now, wall_ms};
 use crate::forecast::{self, Prediction, Tick};
+use crate::issuer::{self, Issuer, RequestedKey};
 use crate::net::Outbox;
 use crate::replica::{Output, Replica, RequestId, TRANSFER_MAX};
 use crate::run::RunError;
@@ -64,6 +65,8 @@ pub enum Event {
 struct Pending {
     reply: oneshot::Sender<Response>,
     status: bool,
+    /// What a newcomer's certificate is for.
+    key: Option<RequestedKey>,
 }
 
 pub struct Core {
@@ -78,10 +81,20 @@ pub struct Core {
     followed: u64,
     /// The disk has no room.
     full: bool,
+    /// The revision of the revocations that the network follows.
+    refused: u64,
+    /// None: this coordinator admits nobody.
+    issuer: Option<Issuer>,
 }
 
 impl Core {
-    pub fn new(replica: Replica, disk: Disk, outbox: Outbox, prediction: Prediction) -> Self {
+    pub fn new(
+        replica: Replica,
+        disk: Disk,
+        outbox: Outbox,
+        prediction: Prediction,
+        issuer: Option<Issuer>,
+    ) -> Self {
         Self {
             replica,
             disk,
@@ -92,6 +105,8 @@ impl Core {
             last_request: 0,
             followed: 0,
             full: false,
+            refused: 0,
+            issuer,
         }
     }
 
@@ -192,9 +207,22 @@ impl Core {
             answer(reply, Response::Refused(Refusal::Busy("requests".to_owned())));
             return;
         }
+        let key = match &request {
+            // Another one is asked next where this one does not lead.
+            Request::Join(join) if self.replica.is_leader() => {
+                match issuer::key_of(self.issuer.as_ref(), join) {
+                    Ok(key) => Some(key),
+                    Err(refusal) => {
+                        answer(reply, Response::Refused(refusal));
+                        return;
+                    }
+                }
+            }
+            _ => None,
+        };
         self.last_request += 1;
         let id = RequestId(self.last_request);
-        self.pending.insert(id, Pending { reply, status });
+        self.pending.insert(id, Pending { reply, status, key });
         self.replica.handle_request(now, wall_ms(), from, id, request);
     }
 
@@ -207,6 +235,11 @@ impl Core {
             if !self.replica.is_member() {
                 tracing::warn!("this coordinator was removed from the cluster: it can be stopped");
             }
+        }
+        let admission = &self.replica.state().admission;
+        if admission.revision != self.refused {
+            self.refused = admission.revision;
+            self.outbox.refuse(&admission.revocations);
         }
         match self.replica.halted() {
             Some(why) => Err(RunError::Halted(why.to_string())),
@@ -259,6 +292,9 @@ impl Core {
         let response = match response {
             Response::Document(document) if waiting.status => {
                 Response::Document(api::status(&document, &self.prediction))
+            }
+            Response::Admitted(admitted) => {
+                issuer::sign(self.issuer.as_ref(), waiting.key.as_ref(), admitted)
             }
             other => other,
         };

@@ -10,8 +10,9 @@
 //! | `window` | the last beacons of each host | read a clock |
 //! | `coordinator` | the loop that owns the replica | await while state is half changed |
 //! | `forecast` | the thread that runs the model | hold up the loop |
+//! | `issuer` | the key that signs for newcomers | sign what the state did not admit |
 //! | `net`, `api` | links, streams, queues; documents | decide anything |
-//! | `authority` | the cluster's CA | touch the disk |
+//! | `authority`, `token` | the cluster's CA and issuer; join tokens as text | touch the disk |
 //! | `config` | files that people write, validated | guess or clamp |
 //! | `cli` | `understudy` | decide anything |
 
@@ -22,6 +23,7 @@ pub mod clock;
 pub mod config;
 pub mod coordinator;
 mod forecast;
+pub mod issuer;
 pub mod lease;
 mod net;
 pub mod plan;
@@ -30,6 +32,7 @@ pub mod replica;
 mod run;
 pub mod state;
 pub mod storage;
+pub mod token;
 pub mod window;
 
 pub(crate) use run::random;

@@ -59,7 +59,7 @@ fn start(config: CoordinatorConfig) -> anyhow::Result<()> {
         .enable_all()
         .build()?
         .block_on(async {
-            let endpoint = Endpoint::bind(config.listen, &config.credentials)?;
+            let endpoint = Endpoint::bind_for_newcomers(config.listen, &config.credentials)?;
             let (mut term, mut int) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
             // Everything that must last is on disk before it is told: stopping is letting go.
             let stop = async {

@@ -22,6 +22,8 @@ pub enum RunError {
     Replica(#[from] ReplicaError),
     #[error("cannot start a thread: {0}")]
     Thread(std::io::Error),
+    #[error(transparent)]
+    Transport(#[from] understudy_transport::TransportError),
     #[error("{0}")]
     Halted(String),
 }
@@ -45,6 +47,8 @@ pub async fn run(
         .map(|member| (member.id, member.addr))
         .collect();
     settings.joins = config.joins;
+    settings.first_host = config.issuer.as_ref().map_or(1, |issuer| issuer.first_host);
+    endpoint.keep_revocations(config.data_dir.join("revoked"))?;
     settings.threshold = prediction.threshold_bp;
     let replica = Replica::new(settings, durable, boot_now(), random())?;
     let (events, queue) = mpsc::channel(EVENTS_MAX);
@@ -61,7 +65,7 @@ pub async fn run(
     }
     tracing::info!(id = %config.id, listen = %config.listen, term = replica.term(), "runs");
     let disk = Disk::start(storage).map_err(RunError::Thread)?;
-    Core::new(replica, disk, outbox, prediction)
+    Core::new(replica, disk, outbox, prediction, config.issuer)
         .run(queue, stop)
         .await?;
     Ok(())

@@ -60,6 +60,7 @@ impl Coordinator {
             members: vec![Member { id: ONE, addr }],
             joins: false,
             prediction: None,
+            issuer: None,
         };
         tokio::spawn(run(config, endpoint, std::future::pending()));
         Self {

@@ -65,6 +65,8 @@ pub struct Said {
     pub asked: mpsc::Sender<Asked>,
     /// Who the coordinators are, as one of them says.
     pub lists: mpsc::Sender<CoordinatorList>,
+    /// Refuses those whom the coordinators name.
+    pub endpoint: Endpoint,
 }
 
 /// Keeps a link to the coordinator for as long as the agent runs.
@@ -123,7 +125,8 @@ async fn greet(link: &Link, said: &Said) -> Result<(), TransportError> {
         | Response::NotLeader(_)
         | Response::Renewed(_)
         | Response::Document(_)
-        | Response::Promised(_) => {}
+        | Response::Promised(_)
+        | Response::Admitted(_) => {}
     }
     Ok(())
 }
@@ -229,6 +232,19 @@ async fn take_order(stream: PendingCall, said: &Said) -> Result<(), TransportErr
         }
         Request::Coordinators(list) => {
             let _ = said.lists.send(list).await;
+            Response::Done
+        }
+        Request::Revoked(list) => {
+            let endpoint = said.endpoint.clone();
+            // Waits for the disk.
+            match tokio::task::spawn_blocking(move || endpoint.revoke(&list)).await {
+                Ok(Ok(())) => {}
+                Ok(Err(error)) => {
+                    tracing::error!(%error, "revocations are in force but would not be at the next start");
+                }
+                // Only when the agent stops.
+                Err(_) => return Ok(()),
+            }
             Response::Done
         }
         _ => Response::Refused(Refusal::Invalid("agents take orders only".to_owned())),

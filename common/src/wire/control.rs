@@ -4,6 +4,7 @@ use std::net::SocketAddr;
 
 use crate::domain::Domain;
 use crate::id::{CoordinatorId, Epoch, GenerationId, HostId, ServiceId};
+use crate::revocation::Revocations;
 use crate::units::{BasisPoints, BootTime};
 use crate::wire::Order;
 
@@ -23,6 +24,37 @@ pub enum Request {
     Coordinators(CoordinatorList),
     /// Agent → agent: the holder of these leases asks one of its shadows for a promise.
     Promise(PromiseRequest),
+    /// Newcomer → coordinator: asks for a certificate.
+    Join(Join),
+    /// Coordinator → agent: whose certificates are refused, when the agent connects and when it changes.
+    Revoked(Revocations),
+}
+
+/// What a newcomer shows and wants.
+#[derive(Clone, Debug, PartialEq, Eq, rkyv::Archive, rkyv::Serialize, rkyv::Deserialize)]
+pub struct Join {
+    /// The token's secret. The cluster keeps only its hash.
+    pub secret: [u8; 16],
+    /// What the host is to be called.
+    pub name: String,
+    /// A PKCS #10 request, DER, for the key that the newcomer made and keeps. At most [`CSR_BYTES_MAX`].
+    pub request: Vec<u8>,
+}
+
+/// Longest certificate request that is looked at.
+pub const CSR_BYTES_MAX: usize = 4_096;
+
+/// What a newcomer is from now on.
+#[derive(Clone, Debug, PartialEq, Eq, rkyv::Archive, rkyv::Serialize, rkyv::Deserialize)]
+pub struct Admitted {
+    pub host: HostId,
+    pub name: String,
+    pub enrolment: u32,
+    pub coordinators: Vec<(CoordinatorId, SocketAddr)>,
+    /// PEM: the host's certificate and those between it and the CA; the coordinator's shell signs it.
+    pub certificate: String,
+    /// PEM.
+    pub ca: String,
 }
 
 /// Who the coordinators are and where they listen.
@@ -44,6 +76,7 @@ pub enum Response {
     /// A JSON document for the CLI.
     Document(String),
     Promised(Promised),
+    Admitted(Admitted),
 }
 
 #[derive(
@@ -363,6 +396,25 @@ pub enum Operate {
     /// The operator vouches that the host is dead: its gates are closed for good in this boot.
     ConfirmDead {
         host: String,
+    },
+    /// Makes a token known by the hash of its secret.
+    IssueToken {
+        hash: [u8; 32],
+        /// The only name that a host may join with; that of a known host makes the newcomer that host.
+        name: Option<String>,
+        ttl_ms: u64,
+    },
+    Tokens,
+    RevokeToken {
+        number: u64,
+    },
+    /// Refuses all certificates that the principal or host has so far.
+    Revoke {
+        who: String,
+    },
+    RemoveHost {
+        host: String,
+        force: bool,
     },
 }
 

@@ -6,6 +6,8 @@
 mod frame;
 mod knock;
 mod link;
+mod revoked;
+mod tls;
 
 pub use frame::{FrameReceiver, FrameSender};
 pub use knock::Knock;
@@ -26,9 +28,13 @@ pub enum TransportError {
     #[error("cannot dial {addr}: {why}")]
     Dial { addr: std::net::SocketAddr, why: String },
     #[error(
-        "TLS refused the connection: {0}; check that both certificates come from this cluster's CA and have not expired"
+        "TLS refused the connection: {0}; check that both certificates come from this cluster's CA, have not expired and are not revoked"
     )]
     Tls(String),
+    #[error("the certificate of {0} is revoked")]
+    Revoked(String),
+    #[error("the list of revoked certificates in {} cannot be used: {why}; remove it only if the coordinators can be reached: they send it again", path.display())]
+    Revocations { path: std::path::PathBuf, why: String },
     #[error("the link is closed: {0}")]
     Closed(String),
     #[error("the peer is {found}, expected {expected}")]

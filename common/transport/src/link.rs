@@ -7,11 +7,13 @@ use std::time::Duration;
 use quinn::crypto::rustls::{QuicClientConfig, QuicServerConfig};
 use quinn::{ConnectionError, IdleTimeout, TransportConfig, VarInt};
 use rustls::pki_types::CertificateDer;
-use understudy_common::identity::{Credentials, Principal};
+use understudy_common::identity::{ALPN_NEWCOMER, Credentials, Identity, Principal};
+use understudy_common::revocation::Revocations;
 use understudy_common::wire::{self, Request, Response, StreamKind};
 
 use crate::frame::closed;
-use crate::{FrameReceiver, FrameSender, STREAMS_MAX, TransportError};
+use crate::revoked::Watch;
+use crate::{FrameReceiver, FrameSender, STREAMS_MAX, TransportError, tls};
 
 /// A peer that is silent for this long is gone; keep-alives go out three times as often.
 const IDLE_TIMEOUT: Duration = Duration::from_millis(3_000);
@@ -21,6 +23,7 @@ const KEEP_ALIVE: Duration = Duration::from_millis(1_000);
 #[derive(Clone, Debug)]
 pub struct Endpoint {
     endpoint: quinn::Endpoint,
+    watch: Arc<Watch>,
 }
 
 impl Endpoint {
@@ -29,19 +32,61 @@ impl Endpoint {
     /// # Errors
     /// [`TransportError::Bind`] or [`TransportError::Identity`].
     pub fn bind(addr: SocketAddr, credentials: &Credentials) -> Result<Self, TransportError> {
-        let tls = |error: quinn::crypto::rustls::NoInitialCipherSuite| TransportError::Tls(error.to_string());
-        let mut server = quinn::ServerConfig::with_crypto(Arc::new(
-            QuicServerConfig::try_from(credentials.server_config()?).map_err(tls)?,
-        ));
+        Self::open(addr, credentials, false)
+    }
+
+    /// Also takes in newcomers, who have no certificate yet: their links are those of
+    /// [`Principal::Newcomer`].
+    ///
+    /// # Errors
+    /// [`TransportError::Bind`] or [`TransportError::Identity`].
+    pub fn bind_for_newcomers(addr: SocketAddr, credentials: &Credentials) -> Result<Self, TransportError> {
+        Self::open(addr, credentials, true)
+    }
+
+    fn open(addr: SocketAddr, credentials: &Credentials, newcomers: bool) -> Result<Self, TransportError> {
+        let watch = Arc::<Watch>::default();
+        let server = tls::server_config(credentials, watch.revoked(), newcomers)?;
+        let server =
+            QuicServerConfig::try_from(server).map_err(|error| TransportError::Tls(error.to_string()))?;
+        let mut server = quinn::ServerConfig::with_crypto(Arc::new(server));
         server.transport_config(Arc::new(transport_config()));
-        let mut client = quinn::ClientConfig::new(Arc::new(
-            QuicClientConfig::try_from(credentials.client_config()?).map_err(tls)?,
-        ));
-        client.transport_config(Arc::new(transport_config()));
+        let client = dialling(tls::client_config(credentials, watch.revoked())?)?;
         let mut endpoint =
             quinn::Endpoint::server(server, addr).map_err(|source| TransportError::Bind { addr, source })?;
         endpoint.set_default_client_config(client);
-        Ok(Self { endpoint })
+        Ok(Self { endpoint, watch })
+    }
+
+    /// For one who has no certificate yet and knows only the fingerprint of the cluster's CA: it can
+    /// dial coordinators with [`dial_any`](Self::dial_any), and accepts nobody.
+    ///
+    /// # Errors
+    /// [`TransportError::Bind`] or [`TransportError::Identity`].
+    pub fn newcomer(addr: SocketAddr, ca: [u8; 32]) -> Result<Self, TransportError> {
+        let mut endpoint =
+            quinn::Endpoint::client(addr).map_err(|source| TransportError::Bind { addr, source })?;
+        endpoint.set_default_client_config(dialling(tls::newcomer_config(ca)?)?);
+        Ok(Self {
+            endpoint,
+            watch: Arc::default(),
+        })
+    }
+
+    /// Refuses what an earlier program was told to refuse, and keeps what this one is told, in `file`.
+    ///
+    /// # Errors
+    /// [`TransportError::Revocations`] when the file cannot be read.
+    pub fn keep_revocations(&self, file: std::path::PathBuf) -> Result<(), TransportError> {
+        self.watch.keep_in(file)
+    }
+
+    /// Refuses these from now on, and closes the links with them. Waits for the disk.
+    ///
+    /// # Errors
+    /// [`TransportError::Revocations`] when they cannot be kept; they are refused all the same.
+    pub fn revoke(&self, list: &Revocations) -> Result<(), TransportError> {
+        self.watch.revoke(list)
     }
 
     /// # Errors
@@ -58,29 +103,42 @@ impl Endpoint {
     /// # Errors
     /// [`TransportError::Tls`] when a certificate is refused by either side, [`TransportError::Dial`] otherwise.
     pub async fn dial(&self, addr: SocketAddr, expected: Principal) -> Result<Link, TransportError> {
+        let link = self.dial_as(addr, &expected.dns_name()).await?;
+        if link.principal() != expected {
+            return Err(TransportError::WrongPeer {
+                expected: expected.to_string(),
+                found: link.principal().to_string(),
+            });
+        }
+        Ok(link)
+    }
+
+    /// Dials whichever coordinator is at `addr`, as a newcomer.
+    ///
+    /// # Errors
+    /// [`TransportError::Tls`] when it is none of the known CA, [`TransportError::Dial`] otherwise.
+    pub async fn dial_any(&self, addr: SocketAddr) -> Result<Link, TransportError> {
+        self.dial_as(addr, "coordinator.understudy.internal").await
+    }
+
+    async fn dial_as(&self, addr: SocketAddr, name: &str) -> Result<Link, TransportError> {
         let connection = self
             .endpoint
-            .connect(addr, &expected.dns_name())
+            .connect(addr, name)
             .map_err(|error| TransportError::Dial {
                 addr,
                 why: error.to_string(),
             })?
             .await
             .map_err(|error| refused(error, |why| TransportError::Dial { addr, why }))?;
-        let link = Link::of(connection)?;
-        if link.principal != expected {
-            return Err(TransportError::WrongPeer {
-                expected: expected.to_string(),
-                found: link.principal.to_string(),
-            });
-        }
-        Ok(link)
+        Link::of(connection, &self.watch)
     }
 
     /// The next peer that knocks, before its handshake; `None` once the endpoint is closed.
     pub async fn accept(&self) -> Option<Incoming> {
         Some(Incoming {
             incoming: self.endpoint.accept().await?,
+            watch: Arc::clone(&self.watch),
         })
     }
 
@@ -98,6 +156,7 @@ impl Endpoint {
 #[derive(Debug)]
 pub struct Incoming {
     incoming: quinn::Incoming,
+    watch: Arc<Watch>,
 }
 
 impl Incoming {
@@ -112,45 +171,51 @@ impl Incoming {
             .incoming
             .await
             .map_err(|error| refused(error, TransportError::Closed))?;
-        Link::of(connection)
+        Link::of(connection, &self.watch)
     }
 }
 
 /// An authenticated connection with one principal.
 #[derive(Clone, Debug)]
 pub struct Link {
+    wire: Arc<Wire>,
+}
+
+#[derive(Debug)]
+pub(crate) struct Wire {
     connection: quinn::Connection,
-    principal: Principal,
+    pub(crate) identity: Identity,
+}
+
+impl Wire {
+    pub(crate) fn close(&self, reason: &str) {
+        self.connection.close(VarInt::from_u32(0), reason.as_bytes());
+    }
 }
 
 impl Link {
-    fn of(connection: quinn::Connection) -> Result<Self, TransportError> {
-        let identity = connection
-            .peer_identity()
-            .and_then(|any| any.downcast::<Vec<CertificateDer<'static>>>().ok())
-            .ok_or_else(|| TransportError::Tls("the peer sent no certificate".to_owned()))?;
-        let leaf = identity
-            .first()
-            .ok_or_else(|| TransportError::Tls("the peer sent no certificate".to_owned()))?;
-        let principal = Principal::of_certificate(leaf)?;
-        Ok(Self {
-            connection,
-            principal,
-        })
+    fn of(connection: quinn::Connection, watch: &Watch) -> Result<Self, TransportError> {
+        let identity = identity_of(&connection)?;
+        let wire = Arc::new(Wire { connection, identity });
+        if !watch.add(&wire) {
+            wire.close("the certificate is revoked");
+            return Err(TransportError::Revoked(identity.principal.to_string()));
+        }
+        Ok(Self { wire })
     }
 
     /// Who is at the other end, by its certificate.
-    pub const fn principal(&self) -> Principal {
-        self.principal
+    pub fn principal(&self) -> Principal {
+        self.wire.identity.principal
     }
 
     pub fn remote_addr(&self) -> SocketAddr {
-        self.connection.remote_address()
+        self.wire.connection.remote_address()
     }
 
     /// Smoothed round-trip time of the path.
     pub fn rtt(&self) -> Duration {
-        self.connection.rtt()
+        self.wire.connection.rtt()
     }
 
     /// Sends a request and waits for its response, at most `patience`.
@@ -176,7 +241,7 @@ impl Link {
     /// In TLS 1.3 the accepting side looks at the dialler's certificate after the dialler is done:
     /// its refusal arrives as the end of a link that seemed fine.
     fn explain(&self, error: TransportError) -> TransportError {
-        match (error, self.connection.close_reason()) {
+        match (error, self.wire.connection.close_reason()) {
             (TransportError::Closed(_), Some(reason)) => refused(reason, TransportError::Closed),
             (other, _) => other,
         }
@@ -185,7 +250,7 @@ impl Link {
     /// # Errors
     /// [`TransportError::Closed`] when the link ended.
     pub async fn open_bi(&self, kind: StreamKind) -> Result<(FrameSender, FrameReceiver), TransportError> {
-        let (mut sender, receiver) = self.connection.open_bi().await.map_err(closed)?;
+        let (mut sender, receiver) = self.wire.connection.open_bi().await.map_err(closed)?;
         sender.write_all(&[kind as u8]).await.map_err(closed)?;
         Ok((FrameSender::new(sender, kind), FrameReceiver::new(receiver, kind)))
     }
@@ -193,7 +258,7 @@ impl Link {
     /// # Errors
     /// [`TransportError::Closed`] when the link ended.
     pub async fn open_uni(&self, kind: StreamKind) -> Result<FrameSender, TransportError> {
-        let mut sender = self.connection.open_uni().await.map_err(closed)?;
+        let mut sender = self.wire.connection.open_uni().await.map_err(closed)?;
         sender.write_all(&[kind as u8]).await.map_err(closed)?;
         Ok(FrameSender::new(sender, kind))
     }
@@ -204,7 +269,7 @@ impl Link {
     /// # Errors
     /// [`TransportError::Closed`] when the link ended.
     pub async fn accept_bi(&self) -> Result<PendingCall, TransportError> {
-        let (sender, receiver) = self.connection.accept_bi().await.map_err(closed)?;
+        let (sender, receiver) = self.wire.connection.accept_bi().await.map_err(closed)?;
         Ok(PendingStream { sender, receiver })
     }
 
@@ -213,17 +278,17 @@ impl Link {
     /// # Errors
     /// [`TransportError::Closed`] when the link ended.
     pub async fn accept_uni(&self) -> Result<PendingStream<()>, TransportError> {
-        let receiver = self.connection.accept_uni().await.map_err(closed)?;
+        let receiver = self.wire.connection.accept_uni().await.map_err(closed)?;
         Ok(PendingStream { sender: (), receiver })
     }
 
     /// Resolves with the reason when the link ends.
     pub async fn closed(&self) -> String {
-        self.connection.closed().await.to_string()
+        self.wire.connection.closed().await.to_string()
     }
 
     pub fn close(&self, reason: &str) {
-        self.connection.close(VarInt::from_u32(0), reason.as_bytes());
+        self.wire.close(reason);
     }
 }
 
@@ -265,6 +330,40 @@ impl PendingStream<()> {
         let kind = self.read_kind().await?;
         Ok((kind, FrameReceiver::new(self.receiver, kind)))
     }
+}
+
+/// Who is at the other end. Only a newcomer may show no certificate, and what it shows does not count.
+fn identity_of(connection: &quinn::Connection) -> Result<Identity, TransportError> {
+    let newcomer = connection
+        .handshake_data()
+        .and_then(|any| any.downcast::<quinn::crypto::rustls::HandshakeData>().ok())
+        .is_some_and(|data| data.protocol.as_deref() == Some(ALPN_NEWCOMER));
+    let chain = connection
+        .peer_identity()
+        .and_then(|any| any.downcast::<Vec<CertificateDer<'static>>>().ok());
+    let Some(leaf) = chain.as_ref().and_then(|chain| chain.first()) else {
+        if newcomer {
+            return Ok(Identity {
+                principal: Principal::Newcomer,
+                enrolment: 0,
+            });
+        }
+        return Err(TransportError::Tls("the peer sent no certificate".to_owned()));
+    };
+    let identity = Identity::of_certificate(leaf)?;
+    // A coordinator, as a newcomer sees it; nobody else speaks that protocol with a certificate.
+    if newcomer && !matches!(identity.principal, Principal::Coordinator(_)) {
+        return Err(TransportError::Tls("a newcomer has no certificate".to_owned()));
+    }
+    Ok(identity)
+}
+
+fn dialling(config: rustls::ClientConfig) -> Result<quinn::ClientConfig, TransportError> {
+    let crypto =
+        QuicClientConfig::try_from(config).map_err(|error| TransportError::Tls(error.to_string()))?;
+    let mut config = quinn::ClientConfig::new(Arc::new(crypto));
+    config.transport_config(Arc::new(transport_config()));
+    Ok(config)
 }
 
 fn transport_config() -> TransportConfig {

@@ -6,7 +6,8 @@ use std::time::Duration;
 
 use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair};
 use understudy_common::id::{CoordinatorId, HostId};
-use understudy_common::identity::{Credentials, Principal};
+use understudy_common::identity::{ALPN, Credentials, Principal, fingerprint, serial_number};
+use understudy_common::revocation::Revocations;
 use understudy_common::wire::{self, CONTROL_FRAME_MAX, Operate, Request, Response, StreamKind};
 use understudy_transport::{Endpoint, Link, TransportError};
 
@@ -134,7 +135,15 @@ async fn raw_peer() -> (quinn::Connection, Link) {
     let ca = Ca::new();
     let coordinator = ca.endpoint(COORDINATOR);
     let addr = coordinator.local_addr().unwrap();
-    let tls = ca.credentials(HOST).client_config().unwrap();
+    let credentials = ca.credentials(HOST);
+    let mut tls =
+        rustls::ClientConfig::builder_with_provider(Arc::new(rustls::crypto::ring::default_provider()))
+            .with_protocol_versions(&[&rustls::version::TLS13])
+            .unwrap()
+            .with_root_certificates(credentials.roots().unwrap())
+            .with_client_auth_cert(credentials.chain().to_vec(), credentials.key().clone_key())
+            .unwrap();
+    tls.alpn_protocols = vec![ALPN.to_vec()];
     let tls = quinn::crypto::rustls::QuicClientConfig::try_from(tls).unwrap();
     let mut raw = quinn::Endpoint::client(any()).unwrap();
     raw.set_default_client_config(quinn::ClientConfig::new(Arc::new(tls)));
@@ -178,4 +187,106 @@ async fn a_stream_that_ends_in_mid_frame_is_an_error() {
     let (_, mut receiver) = link.accept_uni().await.unwrap().kind().await.unwrap();
     let error = receiver.receive().await.unwrap_err();
     assert!(matches!(error, TransportError::Closed(_)), "{error}");
+}
+
+/// Credentials of the host in its first enrolment.
+fn enrolled(ca: &Ca, principal: Principal) -> Credentials {
+    let key = KeyPair::generate().unwrap();
+    let mut params = CertificateParams::new(vec![principal.dns_name()]).unwrap();
+    params.serial_number = Some(rcgen::SerialNumber::from_slice(&serial_number(1, b"salt")));
+    let cert = params.signed_by(&key, &ca.issuer).unwrap();
+    let key = key.serialize_pem();
+    Credentials::from_pem(ca.pem.as_bytes(), cert.pem().as_bytes(), key.as_bytes()).unwrap()
+}
+
+fn revoked(principal: Principal) -> Revocations {
+    let mut list = Revocations::default();
+    list.raise(principal, 1);
+    list
+}
+
+#[tokio::test]
+async fn a_revoked_peers_links_are_closed_and_it_is_refused_from_then_on() {
+    let ca = Ca::new();
+    let other = Principal::Host(HostId(2));
+    let (one, two) = (
+        Endpoint::bind(any(), &enrolled(&ca, HOST)).unwrap(),
+        Endpoint::bind(any(), &enrolled(&ca, other)).unwrap(),
+    );
+    let file = std::env::temp_dir().join(format!("understudy-revoked-{}", std::process::id()));
+    one.keep_revocations(file.clone()).unwrap();
+    let (addr_one, addr_two) = (one.local_addr().unwrap(), two.local_addr().unwrap());
+    let accept = async { two.accept().await.unwrap().handshake().await.unwrap() };
+    let (link, theirs) = tokio::join!(one.dial(addr_two, other), accept);
+    let link = link.unwrap();
+
+    one.revoke(&revoked(other)).unwrap();
+    assert!(theirs.closed().await.contains("revoked"));
+    assert!(link.open_bi(StreamKind::Rpc).await.is_err());
+    // As the dialler, and as the one who is dialled.
+    let dialled = async {
+        let incoming = two.accept().await.unwrap();
+        let _ = incoming.handshake().await;
+    };
+    let (refused, ()) = tokio::join!(one.dial(addr_two, other), dialled);
+    assert!(matches!(refused, Err(TransportError::Tls(_))), "{refused:?}");
+    let dial = async {
+        let link = two.dial(addr_one, HOST).await;
+        match link {
+            Ok(link) => link
+                .call(&Request::Operate(Operate::Status), PATIENCE)
+                .await
+                .unwrap_err(),
+            Err(error) => error,
+        }
+    };
+    let accept = async { one.accept().await.unwrap().handshake().await };
+    let (error, accepted) = tokio::join!(dial, accept);
+    assert!(accepted.is_err());
+    let TransportError::Tls(why) = &error else {
+        panic!("{error}")
+    };
+    assert!(why.contains("certificate: Revoked"), "{why}");
+
+    // Another program on the same file refuses it, too.
+    let again = Endpoint::bind(any(), &enrolled(&ca, HOST)).unwrap();
+    again.keep_revocations(file.clone()).unwrap();
+    let dialled = async {
+        let incoming = two.accept().await.unwrap();
+        let _ = incoming.handshake().await;
+    };
+    let (refused, ()) = tokio::join!(again.dial(addr_two, other), dialled);
+    assert!(matches!(refused, Err(TransportError::Tls(_))), "{refused:?}");
+    std::fs::write(&file, b"damaged").unwrap();
+    let error = again.keep_revocations(file.clone()).unwrap_err();
+    assert!(error.to_string().contains("cannot be used"), "{error}");
+    std::fs::remove_file(&file).unwrap();
+}
+
+#[tokio::test]
+async fn a_newcomer_is_let_in_only_where_it_may_and_believes_only_the_ca_that_it_knows() {
+    let (ca, stranger) = (Ca::new(), Ca::new());
+    let open = Endpoint::bind_for_newcomers(any(), &ca.credentials(COORDINATOR)).unwrap();
+    let addr = open.local_addr().unwrap();
+    let pin = |ca: &Ca| fingerprint(ca.credentials(HOST).ca());
+    let newcomer = Endpoint::newcomer(any(), pin(&ca)).unwrap();
+    let accept = async { open.accept().await.unwrap().handshake().await };
+    let (link, seen) = tokio::join!(newcomer.dial_any(addr), accept);
+    assert_eq!(link.unwrap().principal(), COORDINATOR);
+    assert_eq!(seen.unwrap().principal(), Principal::Newcomer);
+
+    let misled = Endpoint::newcomer(any(), pin(&stranger)).unwrap();
+    let accept = async { open.accept().await.unwrap().handshake().await };
+    let (link, _) = tokio::join!(misled.dial_any(addr), accept);
+    assert!(matches!(link, Err(TransportError::Tls(_))), "{link:?}");
+
+    // A host is no coordinator, and a closed door stays closed.
+    let host = Endpoint::bind_for_newcomers(any(), &ca.credentials(HOST)).unwrap();
+    let closed = ca.endpoint(COORDINATOR);
+    for endpoint in [host, closed] {
+        let addr = endpoint.local_addr().unwrap();
+        let accept = async { endpoint.accept().await.unwrap().handshake().await };
+        let (link, _) = tokio::join!(newcomer.dial_any(addr), accept);
+        assert!(link.is_err(), "{link:?}");
+    }
 }

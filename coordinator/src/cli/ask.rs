@@ -80,6 +80,10 @@ impl Cluster {
         })
     }
 
+    pub(super) const fn config(&self) -> &ClusterConfig {
+        &self.config
+    }
+
     pub(super) async fn close(self) {
         self.endpoint.close();
         // A dial that nobody answered would hold this up for seconds.
@@ -136,7 +140,9 @@ impl Cluster {
             // A full queue took nothing in: the next round may find room.
             Ok(Response::Refused(refusal @ Refusal::Busy(_))) => Ok(Turn::Busy(refusal)),
             Ok(Response::Refused(refusal)) => Err(AskError::Refused(refusal)),
-            Ok(Response::Renewed(_) | Response::Promised(_)) => Err(AskError::Answer(id)),
+            Ok(Response::Renewed(_) | Response::Promised(_) | Response::Admitted(_)) => {
+                Err(AskError::Answer(id))
+            }
             Err(why @ TransportError::Tls(_)) => Ok(Turn::Lost(why)),
             Err(why) if changes(operate) => Err(AskError::Unknown { coordinator: id, why }),
             Err(why) => Ok(Turn::Lost(why)),
@@ -187,7 +193,7 @@ impl Cluster {
 const fn changes(operate: &Operate) -> bool {
     !matches!(
         operate,
-        Operate::Status | Operate::Events { .. } | Operate::Plan { .. }
+        Operate::Status | Operate::Events { .. } | Operate::Plan { .. } | Operate::Tokens
     )
 }
 

@@ -136,7 +136,7 @@ async fn add(
     let answer = answer?;
     append(file, &init::members(&[(id.0, addr)], "coordinators"))?;
     let done = format!(
-        "{id} is being added. Copy {id}.* and ca.pem from {} to it, and start it there:\n  understudy-coordinator --config {id}.toml\nIt votes once it has caught up: understudy coordinators",
+        "{id} is being added. Copy {id}.*, ca.pem and issuer.* from {} to it, and start it there:\n  understudy-coordinator --config {id}.toml\nIt votes once it has caught up: understudy coordinators",
         dir.display()
     );
     show::done(answer.as_deref(), &done, json);
@@ -175,10 +175,16 @@ fn files(
     init::push_pair(&mut files, &id.to_string(), &pair);
     files.push(NewFile {
         name: format!("{id}.toml"),
-        text: init::coordinator_toml(id.0, addr, others, true),
+        text: init::coordinator_toml(id.0, addr, others, true, first_host(dir)),
         secret: false,
     });
     Ok(files)
+}
+
+/// As the other coordinators' files say; a number too high leaves a gap and does no harm.
+fn first_host(dir: &Path) -> u32 {
+    let hosts = (1..u32::MAX).take_while(|n| dir.join(format!("host-{n}.pem")).exists());
+    hosts.last().map_or(1, |last| last + 1)
 }
 
 fn take_back(dir: &Path, files: &[NewFile]) {

@@ -12,6 +12,7 @@ use understudy_common::identity::Principal;
 
 use crate::authority::{Authority, AuthorityError, CA_DAYS_MIN, Pair, Validity};
 use crate::config::MEMBERS_MAX;
+use crate::state::is_host_name;
 
 const HOSTS_MAX: usize = 10_000;
 const DAYS_MAX: u32 = 36_500;
@@ -90,8 +91,7 @@ fn check(args: &InitArgs) -> Result<(), InitError> {
         ));
     }
     for (at, host) in args.hosts.iter().enumerate() {
-        let plain = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-';
-        if host.name.is_empty() || host.name.len() > 32 || !host.name.chars().all(plain) {
+        if !is_host_name(&host.name) {
             return refuse(format!(
                 "--host {}: 1 to 32 lower-case letters, digits and hyphens",
                 host.name
@@ -117,9 +117,11 @@ fn check(args: &InitArgs) -> Result<(), InitError> {
 
 fn files(args: &InitArgs, now: OffsetDateTime) -> Result<Vec<NewFile>, InitError> {
     let authority = Authority::new(Validity::days_from(now, args.valid_days.max(CA_DAYS_MIN)))?;
+    let issuer = authority.delegate(Validity::days_from(now, args.valid_days.max(CA_DAYS_MIN)))?;
     let validity = Validity::days_from(now, args.valid_days);
     let mut files = Vec::new();
     push_pair(&mut files, "ca", authority.pair());
+    push_pair(&mut files, "issuer", issuer.pair());
     push_pair(
         &mut files,
         "operator",
@@ -139,17 +141,18 @@ fn files(args: &InitArgs, now: OffsetDateTime) -> Result<Vec<NewFile>, InitError
         );
         files.push(NewFile {
             name: format!("{name}.toml"),
-            text: host_toml(args, n, host),
+            text: host_toml(n, host, &numbered(args)),
             secret: false,
         });
     }
+    let first_host = u32::try_from(args.hosts.len()).map_or(u32::MAX, |hosts| hosts + 1);
     for (n, addr) in (1..).zip(&args.coordinators) {
         let name = format!("coordinator-{n}");
         let pair = authority.issue(Principal::Coordinator(CoordinatorId(n)), validity)?;
         push_pair(&mut files, &name, &pair);
         files.push(NewFile {
             name: format!("{name}.toml"),
-            text: coordinator_toml(n, *addr, &numbered(args), false),
+            text: coordinator_toml(n, *addr, &numbered(args), false, first_host),
             secret: false,
         });
     }
@@ -177,7 +180,7 @@ fn cluster_toml(args: &InitArgs) -> String {
     )
 }
 
-fn host_toml(args: &InitArgs, n: u32, host: &HostArg) -> String {
+pub(super) fn host_toml(n: u32, host: &HostArg, coordinators: &[(u64, SocketAddr)]) -> String {
     let HostArg { name, addr } = host;
     format!(
         r#"# understudy-agent on {name}. Paths are relative to this file.
@@ -203,7 +206,7 @@ cgroup = "/sys/fs/cgroup/understudy"     # on cgroup2; the parent of the service
 # region = "eu-1"
 "#,
         identity = identity(&format!("host-{n}")),
-        coordinators = members(&numbered(args), "coordinators"),
+        coordinators = members(coordinators, "coordinators"),
     )
 }
 
@@ -213,6 +216,7 @@ pub(super) fn coordinator_toml(
     addr: SocketAddr,
     others: &[(u64, SocketAddr)],
     joins: bool,
+    first_host: u32,
 ) -> String {
     let joins = if joins { "joins = true\n" } else { "" };
     format!(
@@ -227,6 +231,12 @@ listen = "{addr}"
 # model = "/usr/share/understudy/model.onnx"
 # card = "/usr/share/understudy/model.json"
 # onnxruntime = "/usr/lib/libonnxruntime.so"
+
+# Admits new hosts when it leads. Who has this key can pose as any host or coordinator.
+[issuer]
+cert = "issuer.pem"
+key = "issuer.key"
+first_host = {first_host}                           # lower numbers were given by `understudy init`
 "#,
         identity = identity(&format!("coordinator-{n}")),
         members = members(others, "members"),
@@ -248,7 +258,7 @@ pub(super) fn members(members: &[(u64, SocketAddr)], key: &str) -> String {
         .collect()
 }
 
-fn prepare(dir: &Path) -> Result<(), InitError> {
+pub(super) fn prepare(dir: &Path) -> Result<(), InitError> {
     let failed = |source| InitError::Write {
         path: dir.to_owned(),
         source,
@@ -331,7 +341,14 @@ mod tests {
         let config = CoordinatorConfig::read(&at.join("coordinator-2.toml")).unwrap();
         assert_eq!(config.id, CoordinatorId(2));
         assert!(config.prediction.is_none());
-        for key in ["ca.key", "host-1.key", "coordinator-3.key", "operator.key"] {
+        assert_eq!(config.issuer.map(|issuer| issuer.first_host), Some(3));
+        for key in [
+            "ca.key",
+            "issuer.key",
+            "host-1.key",
+            "coordinator-3.key",
+            "operator.key",
+        ] {
             let mode = std::fs::metadata(at.join(key)).unwrap().permissions().mode();
             assert_eq!(mode & 0o777, 0o600, "{key}");
         }

@@ -8,9 +8,12 @@ mod coordinators;
 mod document;
 mod events;
 mod init;
+mod join;
 mod plan;
+mod revoke;
 mod show;
 mod table;
+mod token;
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -22,6 +25,7 @@ use understudy_common::wire::{Operate, Supposition};
 use crate::config::{ClusterConfig, ConfigError};
 use ask::{AskError, Cluster};
 pub use init::{HostArg, InitArgs, InitError, init};
+use join::JoinError;
 
 /// Keeps services on bare-metal servers alive by acting before the host fails.
 #[derive(Debug, Parser)]
@@ -48,8 +52,17 @@ enum Command {
     Init(InitArgs),
     /// Leader, hosts and services at a glance.
     Status,
-    /// Each host with its risk.
-    Hosts,
+    /// Each host with its risk; remove one.
+    Hosts {
+        #[command(subcommand)]
+        action: Option<HostsAction>,
+    },
+    /// Make a token with which one new host can join; list and revoke tokens.
+    Token(token::TokenArgs),
+    /// Make this machine a host of the cluster that the token is of.
+    Join(join::JoinArgs),
+    /// Refuse the certificates that a host, coordinator or operator has so far.
+    Revoke(revoke::RevokeArgs),
     /// Each service with its shadows and sync.
     Services,
     /// What happened, oldest first.
@@ -98,12 +111,25 @@ enum Command {
     Note { text: String },
 }
 
+#[derive(Debug, Subcommand)]
+enum HostsAction {
+    /// Take a host out for good; it can come back only with a new token. What it holds is moved first.
+    Remove {
+        host: String,
+        /// Though it is the last shadow of a service.
+        #[arg(long)]
+        force: bool,
+    },
+}
+
 #[derive(Debug, thiserror::Error)]
 enum CliError {
     #[error(transparent)]
     Config(#[from] ConfigError),
     #[error(transparent)]
     Init(#[from] InitError),
+    #[error(transparent)]
+    Join(#[from] JoinError),
     #[error(transparent)]
     Ask(#[from] AskError),
     #[error("cannot read {path}: {source}")]
@@ -117,11 +143,12 @@ enum CliError {
 impl CliError {
     const fn exit_code(&self) -> u8 {
         match self {
-            Self::Ask(AskError::Refused(_)) => 1,
+            Self::Ask(AskError::Refused(_)) | Self::Join(JoinError::Refused(_)) => 1,
             Self::Config(_)
+            | Self::Join(JoinError::Token(_) | JoinError::Write(InitError::NotEmpty(_)))
             | Self::Read { .. }
             | Self::Init(InitError::Usage(_) | InitError::NotEmpty(_)) => 64,
-            Self::Init(_) | Self::Ask(_) | Self::Start(_) | Self::Document(_) => 2,
+            Self::Init(_) | Self::Join(_) | Self::Ask(_) | Self::Start(_) | Self::Document(_) => 2,
         }
     }
 }
@@ -151,21 +178,37 @@ fn run(args: Args) -> Result<(), CliError> {
         show::initialised(&written, args.json);
         return Ok(());
     }
-    let config = ClusterConfig::read(&args.cluster)?;
-    tokio::runtime::Builder::new_current_thread()
+    let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
-        .map_err(CliError::Start)?
-        .block_on(converse(config, args))
+        .map_err(CliError::Start)?;
+    if let Command::Join(join_args) = &args.command {
+        let written = runtime.block_on(join::run(join_args))?;
+        show::joined(&written, args.json);
+        return Ok(());
+    }
+    let config = ClusterConfig::read(&args.cluster)?;
+    runtime.block_on(converse(config, args))
 }
 
 async fn converse(config: ClusterConfig, args: Args) -> Result<(), CliError> {
     let mut cluster = Cluster::new(config)?;
     let json = args.json;
     let outcome = match args.command {
-        Command::Init(_) => Ok(()),
+        // They talk to no cluster as its operator.
+        Command::Init(_) | Command::Join(_) => Ok(()),
         Command::Status => show::status(&cluster.status().await?, json).map_err(CliError::from),
-        Command::Hosts => show::hosts(&cluster.status().await?, json).map_err(CliError::from),
+        Command::Hosts { action: None } => {
+            show::hosts(&cluster.status().await?, json).map_err(CliError::from)
+        }
+        Command::Hosts {
+            action: Some(HostsAction::Remove { host, force }),
+        } => {
+            let done = format!("{host} is removed; its data stays on it, and its agent can be stopped");
+            change(&mut cluster, Operate::RemoveHost { host, force }, &done, json).await
+        }
+        Command::Token(token_args) => token::run(&mut cluster, token_args, json).await,
+        Command::Revoke(revoke_args) => revoke::run(&mut cluster, &args.cluster, revoke_args, json).await,
         Command::Services => show::services(&cluster.status().await?, json).map_err(CliError::from),
         Command::Events { after, follow } => events::run(&mut cluster, after, follow, json).await,
         Command::Plan { suppositions } => plan::run(&mut cluster, suppositions, json).await,

@@ -258,8 +258,22 @@ pub(super) fn initialised(written: &Written, json: bool) {
     println!("{} files in {dir}. Next:", written.files.len());
     println!("  1. keep {dir}/ca.key off the servers: who has it can speak for any host");
     println!(
-        "  2. copy coordinator-N.* and ca.pem to each coordinator; understudy-coordinator --config coordinator-N.toml"
+        "  2. copy coordinator-N.*, ca.pem and issuer.* to each coordinator; understudy-coordinator --config coordinator-N.toml"
     );
     println!("  3. copy host-N.* and ca.pem to each host; understudy-agent --config host-N.toml");
     println!("  4. understudy --cluster {dir}/cluster.toml status");
+}
+
+pub(super) fn joined(written: &Written, json: bool) {
+    if json {
+        println!(
+            "{}",
+            serde_json::json!({ "dir": written.dir, "files": written.files })
+        );
+        return;
+    }
+    let config = written.files.iter().find(|name| name.ends_with(".toml"));
+    let config = written.dir.join(config.map_or("", String::as_str));
+    println!("this host was admitted. Read the paths in the file, then start, as root:");
+    println!("  understudy-agent --config {}", config.display());
 }

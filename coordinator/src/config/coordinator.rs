@@ -6,7 +6,11 @@ use std::path::{Path, PathBuf};
 use understudy_common::id::CoordinatorId;
 use understudy_common::identity::{Credentials, Principal};
 
-use super::{ConfigError, File, Member, RawIdentity, RawMember};
+use super::{ConfigError, File, Member, RawIdentity, RawMember, read_text};
+use crate::authority::{Authority, Pair};
+use crate::issuer::Issuer;
+
+const VALID_DAYS_MAX: u32 = 36_500;
 
 #[derive(Debug, serde::Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -19,9 +23,24 @@ struct Raw {
     #[serde(default)]
     joins: bool,
     prediction: Option<Prediction>,
+    issuer: Option<RawIssuer>,
 }
 
-#[derive(Clone, Debug)]
+#[derive(Debug, serde::Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RawIssuer {
+    cert: PathBuf,
+    key: PathBuf,
+    first_host: u32,
+    #[serde(default = "default_valid_days")]
+    valid_days: u32,
+}
+
+const fn default_valid_days() -> u32 {
+    825
+}
+
+#[derive(Debug)]
 pub struct CoordinatorConfig {
     pub id: CoordinatorId,
     pub data_dir: PathBuf,
@@ -33,6 +52,8 @@ pub struct CoordinatorConfig {
     pub joins: bool,
     /// None: reactive only.
     pub prediction: Option<Prediction>,
+    /// None: it admits no new hosts.
+    pub issuer: Option<Issuer>,
 }
 
 #[derive(Clone, Debug, serde::Deserialize)]
@@ -81,6 +102,30 @@ impl CoordinatorConfig {
             members,
             joins: raw.joins,
             prediction,
+            issuer: raw
+                .issuer
+                .map(|raw_issuer| issuer(&file, &raw.identity, &raw_issuer))
+                .transpose()?,
         })
     }
+}
+
+fn issuer(file: &File<'_>, identity: &RawIdentity, raw: &RawIssuer) -> Result<Issuer, ConfigError> {
+    if raw.first_host == 0 {
+        return Err(file.refuse("issuer.first_host", "a number from 1"));
+    }
+    if !(1..=VALID_DAYS_MAX).contains(&raw.valid_days) {
+        return Err(file.refuse("issuer.valid_days", format!("1 to {VALID_DAYS_MAX}")));
+    }
+    let pair = Pair {
+        certificate: read_text(&file.resolve(&raw.cert))?,
+        key: read_text(&file.resolve(&raw.key))?,
+    };
+    Ok(Issuer {
+        authority: Authority::issuer_from_pair(pair)
+            .map_err(|error| file.refuse("issuer", format!("{error}")))?,
+        ca: read_text(&file.resolve(&identity.ca))?,
+        valid_days: raw.valid_days,
+        first_host: raw.first_host,
+    })
 }

@@ -4,6 +4,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::SyncSender;
+use std::time::Duration;
 
 use tokio::sync::{Semaphore, mpsc, oneshot};
 use tokio::task::JoinSet;
@@ -19,6 +20,10 @@ use crate::coordinator::Event;
 
 /// Links open at once, handshakes included. Further peers wait at the socket.
 const LINKS_MAX: usize = 8_192;
+/// Newcomers at once; more are turned away.
+const NEWCOMERS_MAX: usize = 16;
+/// How long one of them may stay.
+const NEWCOMER_MAX: Duration = Duration::from_secs(15);
 
 #[derive(Clone)]
 struct Server {
@@ -29,6 +34,7 @@ struct Server {
     numbers: Arc<AtomicU64>,
     /// Room for snapshots that come in.
     snapshots: Arc<Semaphore>,
+    newcomers: Arc<Semaphore>,
 }
 
 pub(super) async fn run(
@@ -43,6 +49,7 @@ pub(super) async fn run(
         beacons,
         numbers: Arc::default(),
         snapshots: Arc::new(Semaphore::new(snapshots::AT_ONCE)),
+        newcomers: Arc::new(Semaphore::new(NEWCOMERS_MAX)),
     };
     let room = Arc::new(Semaphore::new(LINKS_MAX));
     let mut links = JoinSet::new();
@@ -74,6 +81,7 @@ impl Server {
         match who {
             Principal::Host(host) => self.serve_host(host, &link).await,
             Principal::Coordinator(_) | Principal::Operator => self.streams(&link).await,
+            Principal::Newcomer => self.serve_newcomer(&link).await,
         }
         tracing::info!(%who, "disconnected");
     }
@@ -94,6 +102,20 @@ impl Server {
         let _ = self.hosts.send(HostEvent::Left { host, number, last }).await;
         if was_last.await.unwrap_or(false) {
             let _ = self.events.send(Event::HostGone(host)).await;
+        }
+    }
+
+    /// Anybody can be a newcomer: there is room for few, and not for long.
+    async fn serve_newcomer(&self, link: &Link) {
+        let Ok(_room) = self.newcomers.try_acquire() else {
+            link.close("too many newcomers: try again");
+            return;
+        };
+        if tokio::time::timeout(NEWCOMER_MAX, self.streams(link))
+            .await
+            .is_err()
+        {
+            link.close("a newcomer stays no longer");
         }
     }
 

@@ -1,5 +1,6 @@
 //! Orders to hosts: one call in flight for each host and service; a newer order replaces one that waits.
-//! Every host is told who the coordinators are when it connects and when that changes.
+//! Every host is told who the coordinators are, and whose certificates are refused, when it connects
+//! and when that changes.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -7,13 +8,14 @@ use std::time::Duration;
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 use understudy_common::id::{HostId, ServiceId};
+use understudy_common::revocation::Revocations;
 use understudy_common::wire::{CoordinatorList, Order, Request, Response};
 use understudy_transport::{Link, TransportError};
 
 /// An agent that takes longer to acknowledge an order is asked again.
 const ORDER_PATIENCE: Duration = Duration::from_millis(1_000);
-/// The same for who the coordinators are.
-const COORDINATORS_PATIENCE: Duration = Duration::from_secs(5);
+/// The same for who the coordinators are and whose certificates are refused.
+const TELL_PATIENCE: Duration = Duration::from_secs(5);
 
 #[derive(Debug)]
 pub(super) enum HostEvent {
@@ -46,7 +48,7 @@ struct Orders {
     /// holds up nothing: its host may be gone without a goodbye.
     busy: BTreeMap<(HostId, ServiceId), Busy>,
     calls: JoinSet<((HostId, ServiceId), u64)>,
-    /// Hosts being told who the coordinators are.
+    /// Hosts being told who the coordinators are and whose certificates are refused.
     told: JoinSet<()>,
 }
 
@@ -58,6 +60,7 @@ struct Busy {
 pub(super) async fn run(
     mut events: mpsc::Receiver<HostEvent>,
     mut coordinators: watch::Receiver<CoordinatorList>,
+    mut revoked: watch::Receiver<Revocations>,
 ) {
     let mut orders = Orders::default();
     loop {
@@ -65,18 +68,18 @@ pub(super) async fn run(
             event = events.recv() => match event {
                 Some(event) => {
                     if let HostEvent::Joined { link, .. } = &event {
-                        orders.told.spawn(tell(link.clone(), coordinators.borrow().clone()));
+                        let (list, revoked) = (coordinators.borrow().clone(), revoked.borrow().clone());
+                        orders.told.spawn(tell(link.clone(), list, revoked));
                     }
                     orders.handle(event);
                 }
                 None => return,
             },
             Ok(()) = coordinators.changed() => {
-                let list = coordinators.borrow_and_update().clone();
-                orders.told.abort_all();
-                for connected in orders.links.values() {
-                    orders.told.spawn(tell(connected.link.clone(), list.clone()));
-                }
+                orders.tell_all(&coordinators.borrow_and_update(), &revoked.borrow());
+            }
+            Ok(()) = revoked.changed() => {
+                orders.tell_all(&coordinators.borrow(), &revoked.borrow_and_update());
             }
             Some(_) = orders.told.join_next() => {}
             Some(Ok((key, number))) = orders.calls.join_next() => orders.ended(key, number),
@@ -85,6 +88,14 @@ pub(super) async fn run(
 }
 
 impl Orders {
+    fn tell_all(&mut self, list: &CoordinatorList, revoked: &Revocations) {
+        self.told.abort_all();
+        for connected in self.links.values() {
+            self.told
+                .spawn(tell(connected.link.clone(), list.clone(), revoked.clone()));
+        }
+    }
+
     fn handle(&mut self, event: HostEvent) {
         match event {
             HostEvent::Joined { host, link, number } => {
@@ -144,13 +155,13 @@ async fn call(link: &Link, host: HostId, order: Order) {
     }
 }
 
-/// Until the agent knows it or its link ends.
-async fn tell(link: Link, list: CoordinatorList) {
-    if list.members.is_empty() {
-        return;
-    }
-    let request = Request::Coordinators(list);
-    while let Err(TransportError::Timeout(_)) = link.call(&request, COORDINATORS_PATIENCE).await {
-        tracing::debug!(who = %link.principal(), "does not answer who it knows");
+/// Until the agent knows both or its link ends.
+async fn tell(link: Link, list: CoordinatorList, revoked: Revocations) {
+    let list = (!list.members.is_empty()).then_some(Request::Coordinators(list));
+    let revoked = (!revoked.is_empty()).then_some(Request::Revoked(revoked));
+    for request in [list, revoked].into_iter().flatten() {
+        while let Err(TransportError::Timeout(_)) = link.call(&request, TELL_PATIENCE).await {
+            tracing::debug!(who = %link.principal(), "does not answer what it is told");
+        }
     }
 }

@@ -19,6 +19,7 @@ use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 use understudy_common::beacon::Beacon;
 use understudy_common::id::{CoordinatorId, HostId};
+use understudy_common::revocation::Revocations;
 use understudy_common::wire::{CoordinatorList, Order};
 use understudy_transport::Endpoint;
 
@@ -43,6 +44,8 @@ pub struct Outbox {
     hosts: mpsc::Sender<HostEvent>,
     /// Who the coordinators are, for the agents.
     coordinators: watch::Sender<CoordinatorList>,
+    /// Whose certificates are refused, for the agents.
+    revoked: watch::Sender<Revocations>,
     tasks: JoinSet<()>,
 }
 
@@ -95,6 +98,14 @@ impl Outbox {
         });
     }
 
+    /// Refuses these from now on, and tells the agents.
+    pub(crate) fn refuse(&self, list: &Revocations) {
+        if let Err(error) = self.endpoint.revoke(list) {
+            tracing::error!(%error, "revocations are in force but would not be at the next start");
+        }
+        self.revoked.send_replace(list.clone());
+    }
+
     /// Another coordinator is at `addr`, as far as is known: what the state says later counts.
     pub(crate) fn meet(&mut self, id: CoordinatorId, addr: SocketAddr) {
         if id == self.me || self.peers.contains_key(&id) {
@@ -118,7 +129,12 @@ pub fn start(
 ) -> Outbox {
     let (hosts, host_events) = mpsc::channel(HOST_QUEUE_MAX);
     let coordinators = watch::Sender::default();
-    tasks.spawn(hosts::run(host_events, coordinators.subscribe()));
+    let revoked = watch::Sender::default();
+    tasks.spawn(hosts::run(
+        host_events,
+        coordinators.subscribe(),
+        revoked.subscribe(),
+    ));
     tasks.spawn(accept::run(
         endpoint.clone(),
         events.clone(),
@@ -132,6 +148,7 @@ pub fn start(
         peers: BTreeMap::new(),
         hosts,
         coordinators,
+        revoked,
         tasks: JoinSet::new(),
     }
 }

@@ -227,6 +227,7 @@ impl Replica {
                 Answer::Document => {
                     Response::Document(serde_json::json!({ "index": entry.index }).to_string())
                 }
+                Answer::Admitted { token, request } => self.admission_answer(&token, &request),
             },
             Outcome::Refused(why) => Response::Refused(Refusal::Invalid(why.clone())),
             Outcome::Garbage => Response::Refused(Refusal::Invalid("the command cannot be read".to_owned())),

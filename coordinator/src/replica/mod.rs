@@ -10,6 +10,7 @@
 //! round that began after it arrived. Every request gets exactly one reply. A host speaks only for
 //! itself. Only the leader answers. A replica that is [`Replica::halted`] does nothing any more.
 
+mod admission;
 mod announce;
 mod bootstrap;
 mod decide;
@@ -77,6 +78,8 @@ pub struct Settings {
     pub addrs: BTreeMap<CoordinatorId, SocketAddr>,
     /// This one joins a cluster that runs: it begins with nothing and waits for the leader's snapshot.
     pub joins: bool,
+    /// The lowest number of a host that joins: those below were given by `understudy init`.
+    pub first_host: u32,
     /// The newest command version that this program applies. Only tests pretend to be older.
     pub command_version: u32,
     pub lease: LeaseTimes,
@@ -95,6 +98,7 @@ impl Settings {
             members,
             addrs: BTreeMap::new(),
             joins: false,
+            first_host: 1,
             command_version: COMMAND_VERSION,
             lease: LeaseTimes::DEFAULT,
             threshold: None,

@@ -1,6 +1,7 @@
 //! What operators ask for.
 
 use serde_json::json;
+use understudy_common::identity::Principal;
 use understudy_common::spec::{RawServiceSpec, ServiceSpec};
 use understudy_common::units::BootTime;
 use understudy_common::wire::{Fate, Operate, Refusal, Response, Supposition};
@@ -15,7 +16,7 @@ const EVENTS_ANSWER_MAX: usize = 256;
 /// Suppositions of one dry run.
 const SUPPOSITIONS_MAX: usize = 64;
 /// Why a change that an operator asked for is made.
-const OPERATOR: &str = "an operator asked for it";
+pub(super) const OPERATOR: &str = "an operator asked for it";
 /// Longest declaration that is looked at.
 const DECLARATION_BYTES_MAX: usize = 64 << 10;
 
@@ -70,6 +71,21 @@ impl Replica {
                 self.ask_members(now, id, MembershipChange::Remove { id: coordinator });
                 return;
             }
+            Operate::IssueToken { hash, name, ttl_ms } => {
+                self.issue_token(id, hash, name, ttl_ms);
+                return;
+            }
+            Operate::Tokens => {
+                let document = self.tokens();
+                self.reply(id, Response::Document(document));
+                return;
+            }
+            Operate::RevokeToken { number } => Ok(Change::RevokeToken { number }),
+            Operate::Revoke { who } => self.principal_called(&who).map(|who| Change::Revoke { who }),
+            Operate::RemoveHost { host, force } => match self.principal_called(&host) {
+                Ok(Principal::Host(host)) => Ok(Change::RemoveHost { host, force }),
+                _ => Err(Refusal::Unknown(format!("host {host}"))),
+            },
             Operate::TransferLeadership { to } => {
                 self.ask_transfer(now, id, to);
                 return;

@@ -22,6 +22,7 @@ pub(super) struct Waiter {
 pub(super) enum Answer {
     Done,
     Document,
+    Admitted { token: [u8; 32], request: [u8; 32] },
 }
 
 impl Replica {
@@ -51,7 +52,8 @@ impl Replica {
             Request::Renew(renew) => self.renewal(now, id, renew),
             Request::Report(report) => self.report(now, id, report),
             Request::Operate(operate) => self.operate(now, id, operate),
-            Request::Order(_) | Request::Coordinators(_) | Request::Promise(_) => {
+            Request::Join(join) => self.join(now, id, join),
+            Request::Order(_) | Request::Coordinators(_) | Request::Promise(_) | Request::Revoked(_) => {
                 let why = "this goes to hosts".to_owned();
                 self.reply(id, Response::Refused(Refusal::Invalid(why)));
             }
@@ -234,14 +236,17 @@ impl Replica {
     }
 }
 
-/// A host may speak only for itself, and only operators operate.
+/// A host may speak only for itself, only operators operate, and a newcomer may only ask to join.
 fn permitted(from: Principal, request: &Request) -> Result<(), Refusal> {
     let subject = match request {
         Request::Hello(hello) => Principal::Host(hello.host),
         Request::Renew(renew) => Principal::Host(renew.host),
         Request::Report(report) => Principal::Host(report.host),
         Request::Operate(_) => Principal::Operator,
-        Request::Order(_) | Request::Coordinators(_) | Request::Promise(_) => return Ok(()),
+        Request::Join(_) => Principal::Newcomer,
+        Request::Order(_) | Request::Coordinators(_) | Request::Promise(_) | Request::Revoked(_) => {
+            return Ok(());
+        }
     };
     if subject == from {
         return Ok(());

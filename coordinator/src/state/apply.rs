@@ -5,6 +5,8 @@ mod apart;
 use std::collections::{BTreeMap, BTreeSet};
 
 use understudy_common::id::{CoordinatorId, Epoch, GenerationId, HostId, ServiceId};
+use understudy_common::identity::Principal;
+use understudy_common::revocation::FOR_GOOD;
 use understudy_common::spec::{Ack, ServiceSpec};
 use understudy_common::wire::{FinalCut, NOTE_BYTES_MAX};
 
@@ -118,13 +120,27 @@ impl State {
                 boot,
                 apart,
             } => step.served_apart(service, host, boot, apart),
+            Change::IssueToken {
+                hash,
+                name,
+                expires_at_ms,
+            } => step.issue_token(hash, name, expires_at_ms),
+            Change::RevokeToken { number } => step.revoke_token(number),
+            Change::Admit {
+                token,
+                request,
+                host,
+                name,
+            } => step.admit(token, request, host, name),
+            Change::Revoke { who } => step.revoke(who),
+            Change::RemoveHost { host, force } => step.remove_host(host, force),
         }
     }
 }
 
 pub(super) struct Applying<'a> {
     pub(super) state: &'a mut State,
-    index: u64,
+    pub(super) index: u64,
     pub(super) at_ms: u64,
     /// Goes into the first event, which is about the change itself.
     why: String,
@@ -166,6 +182,9 @@ impl Applying<'_> {
         if self.state.hosts.len() >= HOSTS_MAX && !self.state.hosts.contains_key(&id) {
             return Err(format!("{HOSTS_MAX} hosts are registered already"));
         }
+        if self.state.admission.revocations.floor(Principal::Host(id)) == FOR_GOOD {
+            return Err(format!("{id} was removed"));
+        }
         if self
             .state
             .hosts
@@ -184,6 +203,7 @@ impl Applying<'_> {
             host.safe_mode = known.safe_mode;
         }
         self.state.hosts.insert(id, host);
+        self.state.admission.last_host = self.state.admission.last_host.max(id.0);
         if rebooted || moved {
             let index = self.index;
             for service in self.state.services.values_mut() {

@@ -4,6 +4,7 @@ use std::net::SocketAddr;
 
 use understudy_common::domain::Domain;
 use understudy_common::id::{CoordinatorId, Epoch, GenerationId, HostId, ServiceId};
+use understudy_common::identity::Principal;
 use understudy_common::spec::ServiceSpec;
 use understudy_common::units::BasisPoints;
 use understudy_common::wire::{self, Apart, DecodeError, FinalCut, Inventory};
@@ -137,6 +138,30 @@ pub enum Change {
         boot: u128,
         apart: Apart,
     },
+    /// From version 2 on: a token, known by its secret's hash.
+    IssueToken {
+        hash: [u8; 32],
+        name: Option<String>,
+        expires_at_ms: u64,
+    },
+    RevokeToken {
+        number: u64,
+    },
+    /// The token is used up for this certificate request.
+    Admit {
+        token: [u8; 32],
+        request: [u8; 32],
+        host: HostId,
+        name: String,
+    },
+    /// All certificates that the principal has so far are refused.
+    Revoke {
+        who: Principal,
+    },
+    RemoveHost {
+        host: HostId,
+        force: bool,
+    },
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, rkyv::Archive, rkyv::Serialize, rkyv::Deserialize)]
@@ -205,7 +230,13 @@ impl Change {
             | Self::Held { .. }
             | Self::Note { .. }
             | Self::RemoveShadow { .. } => 1,
-            Self::ConfirmDead { .. } | Self::ServedApart { .. } => 2,
+            Self::ConfirmDead { .. }
+            | Self::ServedApart { .. }
+            | Self::IssueToken { .. }
+            | Self::RevokeToken { .. }
+            | Self::Admit { .. }
+            | Self::Revoke { .. }
+            | Self::RemoveHost { .. } => 2,
         }
     }
 
@@ -232,7 +263,12 @@ impl Change {
             | Self::Held { .. }
             | Self::Note { .. }
             | Self::Announce { .. }
-            | Self::ConfirmDead { .. } => None,
+            | Self::ConfirmDead { .. }
+            | Self::IssueToken { .. }
+            | Self::RevokeToken { .. }
+            | Self::Admit { .. }
+            | Self::Revoke { .. }
+            | Self::RemoveHost { .. } => None,
         }
     }
 }

@@ -56,6 +56,11 @@ pub enum EventKind {
     ShadowRemoved,
     ConfirmedDead,
     ServedApart,
+    TokenIssued,
+    TokenRevoked,
+    HostAdmitted,
+    HostRemoved,
+    Revoked,
 }
 
 impl Events {

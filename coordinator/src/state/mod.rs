@@ -5,6 +5,7 @@
 //! applied whole or changes nothing but a counter. Everything is bounded: [`HOSTS_MAX`],
 //! [`SERVICES_MAX`], [`EVENTS_MAX`].
 
+mod admission;
 mod apply;
 mod command;
 mod coordinators;
@@ -24,6 +25,7 @@ use understudy_common::spec::{CoordinatorLoss, ServiceSpec};
 use understudy_common::units::{BasisPoints, BootTime};
 use understudy_common::wire::{FinalCut, Inventory};
 
+pub use admission::{Admission, Admittance, HOST_NAME_BYTES_MAX, TOKENS_MAX, Token, TokenFate, is_host_name};
 pub use apply::Outcome;
 pub use command::{COMMAND_VERSION, Change, Command, GrantReason, MoveReason, WHY_BYTES_MAX};
 pub use coordinators::{
@@ -58,6 +60,7 @@ pub struct State {
     /// What is held back now and was told as an event.
     pub held: BTreeSet<Hold>,
     pub coordinators: Coordinators,
+    pub admission: Admission,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, rkyv::Archive, rkyv::Serialize, rkyv::Deserialize)]

@@ -1,13 +1,14 @@
 use proptest::prelude::*;
 use understudy_common::domain::Domain;
-use understudy_common::id::{Epoch, GenerationId, HostId, ServiceId};
+use understudy_common::id::{CoordinatorId, Epoch, GenerationId, HostId, ServiceId};
+use understudy_common::identity::{Identity, Principal};
 use understudy_common::spec::{CoordinatorLoss, RawServiceSpec};
 use understudy_common::units::BasisPoints;
 use understudy_common::wire::{FinalCut, Inventory, Role};
 
 use super::{
-    Cause, Change, Command, EventKind, GrantReason, Hold, MoveReason, Outcome, State, WHY_BYTES_MAX,
-    orders_for,
+    Cause, Change, Command, Coordinators, EventKind, GrantReason, Hold, MoveReason, Outcome, State,
+    TOKENS_MAX, WHY_BYTES_MAX, orders_for,
 };
 
 const KV: ServiceId = ServiceId(1);
@@ -439,4 +440,149 @@ fn a_holder_that_is_called_dead_is_told_to_serve_nobody_and_silence_counts_again
         !state.services[&KV].silence_ends(&state),
         "the next holder is another"
     );
+}
+
+const HASH: [u8; 32] = [7; 32];
+const REQUEST: [u8; 32] = [8; 32];
+
+fn token(name: Option<&str>, expires_at_ms: u64) -> Change {
+    Change::IssueToken {
+        hash: HASH,
+        name: name.map(str::to_owned),
+        expires_at_ms,
+    }
+}
+
+fn admit(host: u32, name: &str) -> Change {
+    Change::Admit {
+        token: HASH,
+        request: REQUEST,
+        host: HostId(host),
+        name: name.to_owned(),
+    }
+}
+
+fn refusal(state: &mut State, change: Change) -> String {
+    match apply(state, change) {
+        Outcome::Refused(why) => why,
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn a_token_admits_one_host_once_and_says_why_not() {
+    let mut state = served();
+    assert!(refusal(&mut state, admit(4, "h4")).contains("does not know this token"));
+    assert_eq!(apply(&mut state, token(None, 1_000)), Outcome::Applied);
+    assert!(refusal(&mut state, admit(4, "h1")).contains("called h1 already"));
+    assert!(refusal(&mut state, admit(4, "no name")).contains("lower-case"));
+    // A number that another host had is never given again.
+    assert!(refusal(&mut state, admit(3, "h4")).contains("in the meantime"));
+    assert_eq!(apply(&mut state, admit(4, "h4")), Outcome::Applied);
+    assert_eq!(
+        state
+            .admission
+            .admitted(&HASH, &REQUEST)
+            .map(|used| used.enrolment),
+        Some(1)
+    );
+    assert!(refusal(&mut state, admit(5, "h5")).contains("used before, by host-4"));
+    assert!(refusal(&mut state, Change::RevokeToken { number: 1 }).contains("was used by"));
+}
+
+#[test]
+fn an_expired_a_revoked_and_a_named_token_are_told_apart() {
+    // Commands of these tests are proposed at 7 ms.
+    let mut state = served();
+    apply(&mut state, token(None, 7));
+    assert!(refusal(&mut state, admit(4, "h4")).contains("expired"));
+    let mut state = served();
+    apply(&mut state, token(None, 1_000));
+    apply(&mut state, Change::RevokeToken { number: 1 });
+    assert!(refusal(&mut state, admit(4, "h4")).contains("revoked"));
+    let mut state = served();
+    apply(&mut state, token(Some("h9"), 1_000));
+    assert!(refusal(&mut state, admit(4, "h4")).contains("for a host called h9"));
+}
+
+#[test]
+fn a_known_host_that_joins_anew_shuts_out_its_certificates_so_far() {
+    let mut state = served();
+    apply(&mut state, token(Some("h3"), 1_000));
+    assert_eq!(apply(&mut state, admit(3, "h3")), Outcome::Applied);
+    let of = |enrolment| Identity {
+        principal: Principal::Host(HostId(3)),
+        enrolment,
+    };
+    assert!(state.admission.revocations.refuses(of(1)));
+    assert!(!state.admission.revocations.refuses(of(2)));
+    assert_eq!(
+        state
+            .admission
+            .admitted(&HASH, &REQUEST)
+            .map(|used| used.enrolment),
+        Some(2)
+    );
+}
+
+#[test]
+fn tokens_are_bounded_and_spent_ones_make_room() {
+    let mut state = State::default();
+    let issue = |n: u8, expires_at_ms| Change::IssueToken {
+        hash: [n; 32],
+        name: None,
+        expires_at_ms,
+    };
+    for n in 0..TOKENS_MAX as u8 {
+        assert_eq!(apply(&mut state, issue(n, 1_000)), Outcome::Applied);
+    }
+    assert!(refusal(&mut state, issue(200, 1_000)).contains("tokens are open"));
+    apply(&mut state, Change::RevokeToken { number: 5 });
+    assert_eq!(apply(&mut state, issue(200, 1_000)), Outcome::Applied);
+    assert!(!state.admission.tokens.contains_key(&5));
+}
+
+#[test]
+fn a_host_that_holds_or_is_the_last_shadow_is_not_removed() {
+    let remove = |host, force| Change::RemoveHost {
+        host: HostId(host),
+        force,
+    };
+    let mut state = served();
+    for force in [false, true] {
+        assert!(refusal(&mut state, remove(1, force)).contains("holds kv"));
+    }
+    assert!(refusal(&mut state, remove(2, false)).contains("last shadow of kv"));
+    let before = state.services[&KV].revision;
+    assert_eq!(apply(&mut state, remove(2, true)), Outcome::Applied);
+    assert!(!state.services[&KV].is_shadow(HostId(2)) && state.services[&KV].revision > before);
+    // It is refused for good, whatever certificate it shows.
+    let newest = Identity {
+        principal: Principal::Host(HostId(2)),
+        enrolment: 1_000,
+    };
+    assert!(state.admission.revocations.refuses(newest));
+    assert!(refusal(&mut state, register(2, 1)).contains("was removed"));
+    assert_eq!(apply(&mut state, remove(3, false)), Outcome::Applied);
+}
+
+#[test]
+fn a_coordinator_is_removed_before_it_is_revoked() {
+    let mut state = State::default();
+    let two = CoordinatorId(2);
+    state.coordinators = Coordinators::first([(CoordinatorId(1), None), (two, None)], 0);
+    let revoke = Change::Revoke {
+        who: Principal::Coordinator(two),
+    };
+    assert!(refusal(&mut state, revoke.clone()).contains("remove it first"));
+    state.coordinators.members.remove(&two);
+    assert_eq!(apply(&mut state, revoke), Outcome::Applied);
+}
+
+/// Two machines under one number would be taken for two boots of one.
+#[test]
+fn nobody_takes_the_place_of_a_host_that_holds_a_service() {
+    let mut state = served();
+    apply(&mut state, token(Some("h1"), 1_000));
+    assert!(refusal(&mut state, admit(1, "h1")).contains("h1 holds kv"));
 }

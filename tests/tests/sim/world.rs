@@ -222,7 +222,7 @@ impl World {
                     }
                     Ok(())
                 }
-                Principal::Operator => Ok(()),
+                Principal::Operator | Principal::Newcomer => Ok(()),
             },
             Event::Written { id, incarnation } => {
                 let now = self.now(id);
@@ -269,7 +269,7 @@ impl World {
                 }
                 Ok(())
             }
-            (Principal::Operator, _) => Ok(()),
+            (Principal::Operator | Principal::Newcomer, _) => Ok(()),
         }
     }
 
