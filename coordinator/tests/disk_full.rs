@@ -71,8 +71,11 @@ fn a_coordinator_without_room_gives_the_leadership_away_and_goes_on_when_there_i
     }
     let leader = cluster.leader(None);
     if leader != 1 {
-        let moved = cluster.understudy(&["coordinators", "transfer", "1"]);
-        assert!(moved.status.success(), "{}", text(&moved.stderr));
+        // The leader may not have heard of it yet.
+        cluster::wait("coordinator-1 to take the leadership", || {
+            let moved = cluster.understudy(&["coordinators", "transfer", "1"]);
+            moved.status.success().then_some(())
+        });
     }
     let note = |cluster: &Cluster, words: &str| {
         let noted = cluster.understudy(&["note", words]);
