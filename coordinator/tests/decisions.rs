@@ -166,6 +166,8 @@ impl Cluster {
             reach,
             since,
             answered,
+            asked: at,
+            times: u32::try_from(at.since(since).as_secs()).expect("short"),
         };
         if !holds {
             report.evidence = vec![Evidence {

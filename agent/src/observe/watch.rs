@@ -102,6 +102,8 @@ fn look(before: Option<Sight>, now: BootTime, reach: Reach) -> Sight {
         reach,
         since: same.map_or(now, |before| before.since),
         answered: reach == Reach::Answered || before.is_some_and(|before| before.answered),
+        asked: now,
+        times: same.map_or(0, |before| before.times).saturating_add(1),
     }
 }
 
@@ -138,25 +140,24 @@ mod tests {
             Probe::Agent(([10, 0, 0, 1], 7401).into()),
             Reach::Answered,
         );
-        for (at, reach, since, answered) in [
-            (1, Reach::Refused, 1, false),
-            (2, Reach::Answered, 2, true),
-            (3, Reach::Answered, 2, true),
-            (4, Reach::Dropped, 4, true),
-            (5, Reach::Dropped, 4, true),
-            (6, Reach::Refused, 6, true),
+        for (at, reach, since, times, answered) in [
+            (1, Reach::Refused, 1, 1, false),
+            (2, Reach::Answered, 2, 1, true),
+            (3, Reach::Answered, 2, 2, true),
+            (4, Reach::Dropped, 4, 1, true),
+            (5, Reach::Dropped, 4, 2, true),
+            (6, Reach::Dropped, 4, 3, true),
+            (7, Reach::Refused, 7, 1, true),
         ] {
             observer.handle_reach(BootTime(at), port, reach);
-            let since = BootTime(since);
-            assert_eq!(
-                address(&observer),
-                Some(Sight {
-                    reach,
-                    since,
-                    answered
-                }),
-                "{at}"
-            );
+            let expected = Sight {
+                reach,
+                since: BootTime(since),
+                answered,
+                asked: BootTime(at),
+                times,
+            };
+            assert_eq!(address(&observer), Some(expected), "{at}");
         }
     }
 

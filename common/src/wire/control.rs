@@ -192,6 +192,10 @@ pub struct Sight {
     pub since: BootTime,
     /// It answered at least once since the observer began to watch this holder in this epoch.
     pub answered: bool,
+    /// When the last question ended, on the observer's own clock.
+    pub asked: BootTime,
+    /// Questions in a row that ended like this.
+    pub times: u32,
 }
 
 #[derive(

@@ -1,7 +1,8 @@
 //! Agreement of observers: what the other hosts of a service see of its holder.
 //!
 //! Invariants: a holder that the coordinator hears is condemned only when every observer that ever saw
-//! the address answer says, for [`AGREED_MIN`], that it does not; one observer alone only when it is
+//! the address answer says, for [`AGREED_MIN`], that it does not, while the holder claimed for as long
+//! that it serves; one observer alone only when it is
 //! *refused*, since what it sees *dropped* may be its own cut. A port that nobody ever saw answer
 //! says nothing. A lease end is never held back by evidence.
 
@@ -11,7 +12,7 @@ use understudy_common::id::{HostId, ServiceId};
 use understudy_common::units::BootTime;
 use understudy_common::wire::{Evidence, Reach, Sight};
 
-use super::{AGREED_MIN, Act, Plan, Proposal, Subject, View, handover};
+use super::{AGREED_MIN, AGREED_TIMES, ASKED_MAX, Act, Plan, Proposal, Subject, View, handover};
 use crate::state::{Cause, Phase, Service, WINDOW_MS};
 
 /// What an observer sees, and when it said so, on its own clock.
@@ -23,15 +24,17 @@ struct Witness<'a> {
 }
 
 impl Witness<'_> {
-    /// Of the address, if it is worth something: it answered before, and could be asked.
+    /// Of the address, if it is worth something: it answered before, could be asked, and was just now.
     fn counts(&self) -> Option<Sight> {
-        self.evidence
-            .address
-            .filter(|sight| sight.answered && sight.reach != Reach::Unreachable)
+        self.evidence.address.filter(|sight| {
+            sight.answered && sight.reach != Reach::Unreachable && self.at.since(sight.asked) <= ASKED_MAX
+        })
     }
 
     fn says_for_long_enough(&self, sight: Sight) -> bool {
-        sight.reach != Reach::Answered && self.at.since(sight.since) >= AGREED_MIN
+        sight.reach != Reach::Answered
+            && sight.times >= AGREED_TIMES
+            && self.at.since(sight.since) >= AGREED_MIN
     }
 
     fn words(&self, view: &View<'_>) -> String {
@@ -123,8 +126,11 @@ enum Verdict {
 /// Whether there is evidence against a holder that claims to serve.
 fn verdict(view: &View<'_>, id: ServiceId, service: &Service) -> Option<Verdict> {
     let holder = service.holder.filter(|holder| holder.served)?;
+    let (seen, _) = view.report(holder.host)?;
+    let (epoch, since) = seen.serving.get(&id)?;
+    // A workload that just came back was refused a moment ago, and is not asked again yet.
     let claims =
-        view.is_alive(holder.host) && view.service_report(holder.host, id)?.serving == Some(service.epoch);
+        view.is_alive(holder.host) && *epoch == service.epoch && view.facts.now.since(*since) >= AGREED_MIN;
     let leases = view.facts.leases;
     if !claims
         || service.phase != Phase::Steady

@@ -56,8 +56,12 @@ pub const TARGET_MAX: Duration = Duration::from_millis(300);
 pub const ACTIVATE_MAX: Duration = Duration::from_millis(10_000);
 /// How long a holder that failed waits before it gets the next epoch itself, for want of another.
 pub const SELF_RETRY: Duration = Duration::from_millis(5_000);
-/// How long all observers must see the same before a holder is not believed.
+/// How long all observers must see the same, and the holder claim the contrary, before it is not believed.
 pub const AGREED_MIN: Duration = Duration::from_millis(3_000);
+/// Questions in a row that must have ended so: an observer that stood still saw nothing meanwhile.
+pub const AGREED_TIMES: u32 = 3;
+/// What an observer saw longer ago than this says nothing.
+pub const ASKED_MAX: Duration = Duration::from_millis(2_500);
 /// Names of hosts in one sentence.
 const NAMES_MAX: usize = 8;
 
@@ -69,10 +73,31 @@ pub struct Seen {
     pub arrived: BootTime,
     /// Its link closed since: evidence, not proof, that it is dead.
     pub gone: bool,
+    /// Services that it says it serves: in which epoch, and since when without a break.
+    pub serving: BTreeMap<ServiceId, (Epoch, BootTime)>,
     /// Consecutive ticks with a risk at or above the threshold.
     pub over: u32,
     /// Consecutive ticks with a risk below half of it.
     pub calm: u32,
+}
+
+impl Seen {
+    /// A report of the registered boot, newer than the one before.
+    pub fn hear(&mut self, now: BootTime, report: HostReport) {
+        let heard_on = !self.gone && now.since(self.arrived) <= ALIVE;
+        let before = std::mem::take(&mut self.serving);
+        for service in &report.services {
+            let Some(epoch) = service.serving else { continue };
+            let known = before.get(&service.service);
+            let since = known
+                .filter(|(claimed, _)| *claimed == epoch && heard_on)
+                .map_or(now, |(_, since)| *since);
+            self.serving.insert(service.service, (epoch, since));
+        }
+        self.report = Some(report);
+        self.arrived = now;
+        self.gone = false;
+    }
 }
 
 /// Everything volatile that a plan depends on.

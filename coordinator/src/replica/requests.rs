@@ -220,9 +220,7 @@ impl Replica {
                 self.leases.fence(service.service, service.fenced);
             }
         }
-        seen.report = Some(report);
-        seen.arrived = now;
-        seen.gone = false;
+        seen.hear(now, report);
         if news || self.awaits(host) {
             self.decide(now);
         }

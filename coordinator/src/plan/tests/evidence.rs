@@ -3,8 +3,10 @@
 use understudy_common::wire::Reach::{Answered, Dropped, Refused, Unreachable};
 
 use super::*;
+use crate::plan::Seen;
 use crate::state::{Change, WINDOW_MS};
 use understudy_common::id::Epoch;
+use understudy_common::units::BootTime;
 
 #[test]
 fn a_holder_that_is_heard_but_that_nobody_reaches_is_condemned_with_the_evidence() {
@@ -48,6 +50,83 @@ fn observers_must_agree_for_long_enough() {
               kv: a serves e1; its risk is below 80.00 %; ready to take over: b, c
         "#]],
     );
+}
+
+#[test]
+fn a_workload_that_just_came_back_is_not_condemned_for_what_was_seen_before() {
+    let world = World::steady()
+        .sees(2, 0, Refused, 20_000)
+        .sees(3, 0, Refused, 20_000);
+    check(
+        &world.claimed(2_999),
+        expect![[r#"
+        would:
+          nothing
+        would not:
+          kv: a serves e1; its risk is below 80.00 %; ready to take over: b, c
+    "#]],
+    );
+}
+
+#[test]
+fn an_observer_that_stood_still_saw_nothing_meanwhile() {
+    let world = World::steady()
+        .sees(2, 0, Dropped, 20_000)
+        .sees(3, 0, Dropped, 20_000);
+    check(
+        &world.clone().asked(2, 500, 2),
+        expect![[r#"
+        would:
+          nothing
+        would not:
+          kv: a serves e1; its risk is below 80.00 %; ready to take over: b, c
+    "#]],
+    );
+    check(
+        &world.clone().asked(2, 20_000, 3).asked(3, 20_000, 3),
+        expect![[r#"
+            would:
+              nothing
+            would not:
+              kv: a serves e1; its risk is below 80.00 %; ready to take over: b, c
+        "#]],
+    );
+    check(
+        &world.asked(2, 500, 3),
+        expect![[r#"
+        would:
+          kv: renew e1 no more, so that its lease ends, because a is heard and says that it serves, but b sees the address drop for 20 s, its agent drop for 20 s; c sees the address drop for 20 s, its agent drop for 20 s
+        would not:
+          nothing
+    "#]],
+    );
+}
+
+#[test]
+fn a_claim_begins_anew_with_each_break() {
+    let serving = |epoch| {
+        let world = World::steady();
+        let mut report = world.report(1);
+        report.services[0].serving = epoch;
+        report
+    };
+    let (one, other) = (Some(Epoch(1)), Some(Epoch(2)));
+    let at = BootTime::from_ms;
+    let mut seen = Seen::default();
+    for (now, epoch, gone, expected) in [
+        (10_000, one, false, Some(10_000)),
+        (11_000, one, false, Some(10_000)),
+        (12_000, None, false, None),
+        (13_000, one, false, Some(13_000)),
+        (14_000, other, false, Some(14_000)),
+        (15_000, other, true, Some(15_000)),
+        (20_000, other, false, Some(20_000)),
+    ] {
+        seen.gone = gone;
+        seen.hear(at(now), serving(epoch));
+        let since = seen.serving.get(&world::KV).map(|(_, since)| *since);
+        assert_eq!(since, expected.map(at), "{now}");
+    }
 }
 
 #[test]

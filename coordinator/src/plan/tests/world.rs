@@ -140,6 +140,7 @@ impl World {
             };
             report.generation = Some(GenerationId { epoch, n: 5 });
         }
+        *self = self.clone().claimed(60_000);
     }
 
     fn commit(&mut self, change: Change) {
@@ -223,6 +224,8 @@ impl World {
             reach,
             since: BootTime(report.at.0 - ms * 1_000_000),
             answered,
+            asked: BootTime(report.at.0 - 500_000_000),
+            times: u32::try_from(ms / 1_000).expect("short"),
         };
         report.evidence.push(Evidence {
             service,
@@ -231,6 +234,29 @@ impl World {
             agent: sight,
             address: Some(sight),
         });
+        self
+    }
+
+    /// The observer has asked nobody for so long, or has asked only so often.
+    pub fn asked(mut self, host: u32, ms_ago: u64, times: u32) -> Self {
+        let seen = self.seen.get_mut(&HostId(host)).expect("a host");
+        let report = seen.report.as_mut().expect("a report");
+        for evidence in &mut report.evidence {
+            let sight = evidence.address.as_mut().expect("an address");
+            sight.asked = BootTime(report.at.0 - ms_ago * 1_000_000);
+            sight.times = times;
+        }
+        self
+    }
+
+    /// Holders say that they serve since so long ago.
+    pub fn claimed(mut self, ms: u64) -> Self {
+        let since = BootTime(self.now.0 - ms * 1_000_000);
+        for (service, known) in &self.state.services {
+            let holder = known.holder.expect("a holder").host;
+            let seen = self.seen.entry(holder).or_default();
+            seen.serving.insert(*service, (known.epoch, since));
+        }
         self
     }
 
@@ -324,6 +350,11 @@ impl World {
         report.serving = None;
         report.failure = Some(why.to_owned());
         self
+    }
+
+    pub fn report(&self, host: u32) -> HostReport {
+        let report = self.seen.get(&HostId(host)).and_then(|seen| seen.report.clone());
+        report.expect("a report")
     }
 
     fn report_of(&mut self, host: HostId, service: ServiceId) -> &mut ServiceReport {
