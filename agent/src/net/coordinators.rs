@@ -119,6 +119,16 @@ fn keep(state_dir: &Path, list: &CoordinatorList) -> io::Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::sync::Arc;
+    use std::time::Duration;
+
+    use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair};
+    use tokio::sync::{broadcast, watch};
+    use tokio::time::timeout;
+    use understudy_common::id::HostId;
+    use understudy_common::identity::{Credentials, Principal};
+    use understudy_common::wire::{Hello, HostReport, Inventory, Request, Response};
+    use understudy_transport::Link;
 
     fn list(revision: u64) -> CoordinatorList {
         CoordinatorList {
@@ -140,5 +150,118 @@ mod tests {
             fs::write(&path, &bytes[..end]).unwrap();
             assert_eq!(kept(dir.path()), None, "cut off at {end}");
         }
+    }
+
+    const PATIENCE: Duration = Duration::from_secs(60);
+
+    fn endpoints(principals: [Principal; 3]) -> [Endpoint; 3] {
+        let mut params = CertificateParams::default();
+        params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
+        let key = KeyPair::generate().unwrap();
+        let ca = params.self_signed(&key).unwrap().pem();
+        let issuer = Issuer::new(params, key);
+        principals.map(|principal| {
+            let key = KeyPair::generate().unwrap();
+            let params = CertificateParams::new(vec![principal.dns_name()]).unwrap();
+            let chain = params.signed_by(&key, &issuer).unwrap().pem();
+            let key = key.serialize_pem();
+            let credentials = Credentials::from_pem(ca.as_bytes(), chain.as_bytes(), key.as_bytes()).unwrap();
+            Endpoint::bind(([127, 0, 0, 1], 0).into(), &credentials).unwrap()
+        })
+    }
+
+    /// Links end when nobody makes reports any more.
+    fn said(reports: &watch::Sender<HostReport>) -> (Said, mpsc::Receiver<CoordinatorList>) {
+        let (lists, named) = mpsc::channel(LISTS_MAX);
+        let hello = Hello {
+            host: HostId(1),
+            name: "a".to_owned(),
+            boot: 1,
+            addr: ([127, 0, 0, 1], 1).into(),
+            version: String::new(),
+            inventory: Inventory::default(),
+            domain: Default::default(),
+        };
+        let said = Said {
+            hello: Arc::new(hello),
+            reports: reports.subscribe(),
+            beacons: broadcast::channel(1).0,
+            renewals: broadcast::channel(1).0,
+            asked: mpsc::channel(1).0,
+            lists,
+        };
+        (said, named)
+    }
+
+    /// A coordinator takes the agent's link in and answers what it is asked.
+    async fn taken_in(endpoint: &Endpoint) -> Link {
+        let incoming = timeout(PATIENCE, endpoint.accept()).await.unwrap().unwrap();
+        let link = incoming.handshake().await.unwrap();
+        let asked = link.clone();
+        tokio::spawn(async move {
+            while let Ok(stream) = asked.accept_bi().await {
+                let (_, mut sender, mut receiver) = stream.kind().await.unwrap();
+                if receiver.receive().await.is_ok() {
+                    // The link may end at any time.
+                    let _ = sender.send(&wire::encode(&Response::Done)).await;
+                    sender.finish();
+                }
+            }
+        });
+        link
+    }
+
+    #[tokio::test]
+    async fn the_agent_follows_what_the_coordinators_say_and_remembers_it() {
+        let (one, two) = (CoordinatorId(1), CoordinatorId(2));
+        let [agent, first, second] = endpoints([
+            Principal::Host(HostId(1)),
+            Principal::Coordinator(one),
+            Principal::Coordinator(two),
+        ]);
+        let dir = tempfile::tempdir().unwrap();
+        let configured = vec![Coordinator {
+            id: one,
+            addr: first.local_addr().unwrap(),
+        }];
+        let reports = watch::Sender::new(HostReport::default());
+        let (told, named) = said(&reports);
+        let state_dir = dir.path().to_owned();
+        let following = tokio::spawn(follow(agent.clone(), state_dir, configured.clone(), told, named));
+        let link = taken_in(&first).await;
+
+        let list = CoordinatorList {
+            revision: 7,
+            members: vec![(two, second.local_addr().unwrap())],
+        };
+        let answer = link.call(&Request::Coordinators(list.clone()), PATIENCE).await;
+        assert_eq!(answer.unwrap(), Response::Done);
+        let next = taken_in(&second).await;
+        timeout(PATIENCE, link.closed())
+            .await
+            .expect("the one that is not named is let go");
+
+        // An older list changes nothing.
+        let stale = CoordinatorList {
+            revision: 6,
+            members: vec![(one, first.local_addr().unwrap())],
+        };
+        assert_eq!(
+            next.call(&Request::Coordinators(stale), PATIENCE).await.unwrap(),
+            Response::Done
+        );
+        let kept_now = timeout(PATIENCE, async {
+            while kept(dir.path()).as_ref() != Some(&list) {
+                tokio::task::yield_now().await;
+            }
+        });
+        kept_now.await.expect("it is kept");
+
+        // Started again it dials whom it was told, not whom its configuration names.
+        following.abort();
+        next.close("the agent stops");
+        let (told, named) = said(&reports);
+        tokio::spawn(follow(agent, dir.path().to_owned(), configured, told, named));
+        taken_in(&second).await;
     }
 }
