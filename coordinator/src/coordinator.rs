@@ -14,12 +14,12 @@ use raft::eraftpb::Message;
 use tokio::sync::{mpsc, oneshot};
 use understudy_common::id::{CoordinatorId, HostId};
 use understudy_common::identity::Principal;
-use understudy_common::units::{BasisPoints, BootTime};
+use understudy_common::units::BootTime;
 use understudy_common::wire::{Operate, Refusal, Request, Response};
 
 use crate::api;
 use crate::clock::{boot_now, wall_ms};
-use crate::forecast::{self, Prediction, Tick};
+use crate::forecast::{ForecastStatus, Tick};
 use crate::issuer::{self, Issuer, RequestedKey};
 use crate::net::Outbox;
 use crate::replica::{Output, Replica, RequestId, TRANSFER_MAX};
@@ -58,8 +58,11 @@ pub enum Event {
         arrived: bool,
     },
     HostGone(HostId),
-    /// What the model says in this tick.
-    Scores(Tick),
+    /// What the model says in this tick, whose work began then.
+    Scores {
+        tick: Tick,
+        began: BootTime,
+    },
 }
 
 struct Pending {
@@ -72,8 +75,7 @@ struct Pending {
 pub struct Core {
     replica: Replica,
     disk: Disk,
-    prediction: Prediction,
-    threshold: Option<BasisPoints>,
+    forecast: ForecastStatus,
     outbox: Outbox,
     pending: BTreeMap<RequestId, Pending>,
     last_request: u64,
@@ -92,14 +94,13 @@ impl Core {
         replica: Replica,
         disk: Disk,
         outbox: Outbox,
-        prediction: Prediction,
+        forecast: ForecastStatus,
         issuer: Option<Issuer>,
     ) -> Self {
         Self {
             replica,
             disk,
-            threshold: prediction.threshold_bp,
-            prediction,
+            forecast,
             outbox,
             pending: BTreeMap::new(),
             last_request: 0,
@@ -177,11 +178,12 @@ impl Core {
             Event::SnapshotSent { to, arrived: true } => self.replica.handle_snapshot_delivered(now, to),
             Event::SnapshotSent { to, arrived: false } => self.replica.handle_undelivered(now, to, true),
             Event::HostGone(host) => self.replica.handle_host_gone(now, host),
-            Event::Scores(tick) => {
-                forecast::follow(&mut self.prediction, self.threshold, &tick);
+            Event::Scores { tick, began } => {
+                self.forecast.follow(&tick);
                 if let Ok(scores) = tick {
                     self.replica.handle_scores(now, wall_ms(), &scores);
                 }
+                self.forecast.ticked(boot_now().since(began));
             }
         }
     }
@@ -197,10 +199,7 @@ impl Core {
         if status && self.replica.leader().is_none() {
             // Nobody else knows better: this one tells what it sees.
             let document = self.replica.status(now).to_string();
-            answer(
-                reply,
-                Response::Document(api::status(&document, &self.prediction)),
-            );
+            answer(reply, Response::Document(api::status(&document, &self.forecast)));
             return;
         }
         if self.pending.len() == PENDING_MAX {
@@ -291,7 +290,7 @@ impl Core {
         };
         let response = match response {
             Response::Document(document) if waiting.status => {
-                Response::Document(api::status(&document, &self.prediction))
+                Response::Document(api::status(&document, &self.forecast))
             }
             Response::Admitted(admitted) => {
                 issuer::sign(self.issuer.as_ref(), waiting.key.as_ref(), admitted)

@@ -57,7 +57,7 @@ pub async fn run(
         .transpose()
         .map_err(RunError::Thread)?;
     let mut tasks = JoinSet::new();
-    let mut outbox = net::start(&endpoint, config.id, &events, beacons, &mut tasks);
+    let mut outbox = net::start(&endpoint, config.id, &events, beacons.clone(), &mut tasks);
     for member in &config.members {
         if replica.listens_to(member.id) {
             outbox.meet(member.id, member.addr);
@@ -65,7 +65,8 @@ pub async fn run(
     }
     tracing::info!(id = %config.id, listen = %config.listen, term = replica.term(), "runs");
     let disk = Disk::start(storage).map_err(RunError::Thread)?;
-    Core::new(replica, disk, outbox, prediction, config.issuer)
+    let forecast = forecast::ForecastStatus::new(prediction, beacons);
+    Core::new(replica, disk, outbox, forecast, config.issuer)
         .run(queue, stop)
         .await?;
     Ok(())

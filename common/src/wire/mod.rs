@@ -17,10 +17,13 @@ mod order;
 pub use control::*;
 pub use order::*;
 
-/// Largest frame on every stream kind but `Sync`.
+/// Largest frame on every stream kind but `Sync`, answers apart.
 pub const CONTROL_FRAME_MAX: usize = 1 << 20;
 /// Largest frame on a `Sync` stream.
 pub const SYNC_FRAME_MAX: usize = 4 << 20;
+
+/// Largest answer on an `Rpc` stream: a status names every host.
+pub const ANSWER_FRAME_MAX: usize = 16 << 20;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
@@ -48,6 +51,14 @@ impl StreamKind {
         match self {
             Self::Sync => SYNC_FRAME_MAX,
             Self::Rpc | Self::Raft | Self::Beacon | Self::Snapshot => CONTROL_FRAME_MAX,
+        }
+    }
+
+    /// Of frames that go back on a stream of this kind.
+    pub const fn answer_max(self) -> usize {
+        match self {
+            Self::Rpc => ANSWER_FRAME_MAX,
+            other => other.frame_max(),
         }
     }
 }

@@ -1,9 +1,11 @@
 //! Length-prefixed frames on QUIC streams.
 
 use quinn::{ReadExactError, RecvStream, SendStream};
-use understudy_common::wire::StreamKind;
 
 use crate::TransportError;
+
+/// Frames up to this length travel with their length prefix in one write, so that both leave in one packet.
+const TOGETHER_MAX: usize = 16 << 10;
 
 /// Sends frames in order. Dropping it without [`finish`](Self::finish) resets the stream.
 #[derive(Debug)]
@@ -13,24 +15,19 @@ pub struct FrameSender {
 }
 
 impl FrameSender {
-    pub(crate) const fn new(stream: SendStream, kind: StreamKind) -> Self {
-        Self {
-            stream,
-            max: kind.frame_max(),
-        }
+    pub(crate) const fn new(stream: SendStream, max: usize) -> Self {
+        Self { stream, max }
     }
 
     /// # Errors
     /// [`TransportError::FrameTooLong`] before anything is sent, [`TransportError::Closed`] when the link ended.
     pub async fn send(&mut self, frame: &[u8]) -> Result<(), TransportError> {
-        if frame.len() > self.max {
-            return Err(TransportError::FrameTooLong {
-                len: frame.len(),
-                max: self.max,
-            });
+        let len = prefix(frame, self.max)?;
+        if frame.len() <= TOGETHER_MAX {
+            let whole = [&len[..], frame].concat();
+            return self.stream.write_all(&whole).await.map_err(closed);
         }
-        let len = u32::try_from(frame.len()).expect("frame limits fit in 32 bits");
-        self.stream.write_all(&len.to_le_bytes()).await.map_err(closed)?;
+        self.stream.write_all(&len).await.map_err(closed)?;
         self.stream.write_all(frame).await.map_err(closed)
     }
 
@@ -54,11 +51,8 @@ pub struct FrameReceiver {
 }
 
 impl FrameReceiver {
-    pub(crate) const fn new(stream: RecvStream, kind: StreamKind) -> Self {
-        Self {
-            stream,
-            max: kind.frame_max(),
-        }
+    pub(crate) const fn new(stream: RecvStream, max: usize) -> Self {
+        Self { stream, max }
     }
 
     /// The next frame, or `None` when the peer finished the stream.
@@ -83,6 +77,17 @@ impl FrameReceiver {
         self.stream.read_exact(&mut frame).await.map_err(closed)?;
         Ok(Some(frame))
     }
+}
+
+/// The length in front of a frame.
+pub(crate) fn prefix(frame: &[u8], max: usize) -> Result<[u8; 4], TransportError> {
+    let len = frame.len();
+    if len > max {
+        return Err(TransportError::FrameTooLong { len, max });
+    }
+    Ok(u32::try_from(len)
+        .expect("frame limits fit in 32 bits")
+        .to_le_bytes())
 }
 
 pub(crate) fn closed(error: impl std::fmt::Display) -> TransportError {

@@ -11,11 +11,12 @@ use understudy_common::identity::{ALPN_NEWCOMER, Credentials, Identity, Principa
 use understudy_common::revocation::Revocations;
 use understudy_common::wire::{self, Request, Response, StreamKind};
 
-use crate::frame::closed;
+use crate::frame::{closed, prefix};
 use crate::revoked::Watch;
 use crate::{FrameReceiver, FrameSender, STREAMS_MAX, TransportError, tls};
 
-/// A peer that is silent for this long is gone; keep-alives go out three times as often.
+/// A peer that is silent for this long is gone. The dialling side keeps the link alive three times as often, and the
+/// answers to that do so for the other side: a coordinator need not wake up for each of its hosts.
 const IDLE_TIMEOUT: Duration = Duration::from_millis(3_000);
 const KEEP_ALIVE: Duration = Duration::from_millis(1_000);
 
@@ -50,7 +51,7 @@ impl Endpoint {
         let server =
             QuicServerConfig::try_from(server).map_err(|error| TransportError::Tls(error.to_string()))?;
         let mut server = quinn::ServerConfig::with_crypto(Arc::new(server));
-        server.transport_config(Arc::new(transport_config()));
+        server.transport_config(Arc::new(transport_config(None)));
         let client = dialling(tls::client_config(credentials, watch.revoked())?)?;
         let mut endpoint =
             quinn::Endpoint::server(server, addr).map_err(|source| TransportError::Bind { addr, source })?;
@@ -103,14 +104,24 @@ impl Endpoint {
     /// # Errors
     /// [`TransportError::Tls`] when a certificate is refused by either side, [`TransportError::Dial`] otherwise.
     pub async fn dial(&self, addr: SocketAddr, expected: Principal) -> Result<Link, TransportError> {
-        let link = self.dial_as(addr, &expected.dns_name()).await?;
-        if link.principal() != expected {
-            return Err(TransportError::WrongPeer {
-                expected: expected.to_string(),
-                found: link.principal().to_string(),
-            });
-        }
-        Ok(link)
+        self.dial_through(self.endpoint.connect(addr, &expected.dns_name()), addr)
+            .await?
+            .if_of(expected)
+    }
+
+    /// Dials as another principal than the one that the socket was bound for: one socket can carry many.
+    ///
+    /// # Errors
+    /// As [`Self::dial`], and [`TransportError::Identity`].
+    pub async fn dial_as(
+        &self,
+        credentials: &Credentials,
+        addr: SocketAddr,
+        expected: Principal,
+    ) -> Result<Link, TransportError> {
+        let client = dialling(tls::client_config(credentials, self.watch.revoked())?)?;
+        let connecting = self.endpoint.connect_with(client, addr, &expected.dns_name());
+        self.dial_through(connecting, addr).await?.if_of(expected)
     }
 
     /// Dials whichever coordinator is at `addr`, as a newcomer.
@@ -118,19 +129,20 @@ impl Endpoint {
     /// # Errors
     /// [`TransportError::Tls`] when it is none of the known CA, [`TransportError::Dial`] otherwise.
     pub async fn dial_any(&self, addr: SocketAddr) -> Result<Link, TransportError> {
-        self.dial_as(addr, "coordinator.understudy.internal").await
+        let connecting = self.endpoint.connect(addr, "coordinator.understudy.internal");
+        self.dial_through(connecting, addr).await
     }
 
-    async fn dial_as(&self, addr: SocketAddr, name: &str) -> Result<Link, TransportError> {
-        let connection = self
-            .endpoint
-            .connect(addr, name)
-            .map_err(|error| TransportError::Dial {
-                addr,
-                why: error.to_string(),
-            })?
+    async fn dial_through(
+        &self,
+        connecting: Result<quinn::Connecting, quinn::ConnectError>,
+        addr: SocketAddr,
+    ) -> Result<Link, TransportError> {
+        let failed = |why| TransportError::Dial { addr, why };
+        let connection = connecting
+            .map_err(|error| failed(error.to_string()))?
             .await
-            .map_err(|error| refused(error, |why| TransportError::Dial { addr, why }))?;
+            .map_err(|error| refused(error, failed))?;
         Link::of(connection, &self.watch)
     }
 
@@ -204,6 +216,17 @@ impl Link {
         Ok(Self { wire })
     }
 
+    fn if_of(self, expected: Principal) -> Result<Self, TransportError> {
+        let found = self.principal();
+        if found == expected {
+            return Ok(self);
+        }
+        Err(TransportError::WrongPeer {
+            expected: expected.to_string(),
+            found: found.to_string(),
+        })
+    }
+
     /// Who is at the other end, by its certificate.
     pub fn principal(&self) -> Principal {
         self.wire.identity.principal
@@ -224,9 +247,15 @@ impl Link {
     /// [`TransportError::Timeout`], [`TransportError::Closed`], [`TransportError::Decode`].
     pub async fn call(&self, request: &Request, patience: Duration) -> Result<Response, TransportError> {
         tokio::time::timeout(patience, async {
-            let (mut sender, mut receiver) = self.open_bi(StreamKind::Rpc).await?;
-            sender.send(&wire::encode(request)).await?;
-            sender.finish();
+            let frame = wire::encode(request);
+            let len = prefix(&frame, StreamKind::Rpc.frame_max())?;
+            let (mut sender, receiver) = self.wire.connection.open_bi().await.map_err(closed)?;
+            // One write, and so one packet.
+            let whole = [&[StreamKind::Rpc as u8], &len[..], &frame].concat();
+            sender.write_all(&whole).await.map_err(closed)?;
+            // Fails only on a stream that is closed already, which the answer's absence tells.
+            let _ = sender.finish();
+            let mut receiver = FrameReceiver::new(receiver, StreamKind::Rpc.answer_max());
             let frame = receiver
                 .receive()
                 .await?
@@ -252,7 +281,10 @@ impl Link {
     pub async fn open_bi(&self, kind: StreamKind) -> Result<(FrameSender, FrameReceiver), TransportError> {
         let (mut sender, receiver) = self.wire.connection.open_bi().await.map_err(closed)?;
         sender.write_all(&[kind as u8]).await.map_err(closed)?;
-        Ok((FrameSender::new(sender, kind), FrameReceiver::new(receiver, kind)))
+        Ok((
+            FrameSender::new(sender, kind.frame_max()),
+            FrameReceiver::new(receiver, kind.answer_max()),
+        ))
     }
 
     /// # Errors
@@ -260,7 +292,7 @@ impl Link {
     pub async fn open_uni(&self, kind: StreamKind) -> Result<FrameSender, TransportError> {
         let mut sender = self.wire.connection.open_uni().await.map_err(closed)?;
         sender.write_all(&[kind as u8]).await.map_err(closed)?;
-        Ok(FrameSender::new(sender, kind))
+        Ok(FrameSender::new(sender, kind.frame_max()))
     }
 
     /// The next two-way stream that the peer opened. Its kind byte is read by
@@ -317,8 +349,8 @@ impl PendingCall {
         let kind = self.read_kind().await?;
         Ok((
             kind,
-            FrameSender::new(self.sender, kind),
-            FrameReceiver::new(self.receiver, kind),
+            FrameSender::new(self.sender, kind.answer_max()),
+            FrameReceiver::new(self.receiver, kind.frame_max()),
         ))
     }
 }
@@ -328,7 +360,7 @@ impl PendingStream<()> {
     /// [`TransportError::UnknownStream`] for a kind byte that is not in [`StreamKind`].
     pub async fn kind(mut self) -> Result<(StreamKind, FrameReceiver), TransportError> {
         let kind = self.read_kind().await?;
-        Ok((kind, FrameReceiver::new(self.receiver, kind)))
+        Ok((kind, FrameReceiver::new(self.receiver, kind.frame_max())))
     }
 }
 
@@ -362,17 +394,17 @@ fn dialling(config: rustls::ClientConfig) -> Result<quinn::ClientConfig, Transpo
     let crypto =
         QuicClientConfig::try_from(config).map_err(|error| TransportError::Tls(error.to_string()))?;
     let mut config = quinn::ClientConfig::new(Arc::new(crypto));
-    config.transport_config(Arc::new(transport_config()));
+    config.transport_config(Arc::new(transport_config(Some(KEEP_ALIVE))));
     Ok(config)
 }
 
-fn transport_config() -> TransportConfig {
+fn transport_config(keep_alive: Option<Duration>) -> TransportConfig {
     let mut config = TransportConfig::default();
     config
         .max_idle_timeout(Some(
             IdleTimeout::try_from(IDLE_TIMEOUT).expect("the idle timeout fits a varint"),
         ))
-        .keep_alive_interval(Some(KEEP_ALIVE))
+        .keep_alive_interval(keep_alive)
         .max_concurrent_bidi_streams(VarInt::from_u32(STREAMS_MAX))
         .max_concurrent_uni_streams(VarInt::from_u32(STREAMS_MAX))
         .stream_receive_window(VarInt::from_u32(8 << 20))

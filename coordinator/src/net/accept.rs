@@ -3,12 +3,10 @@
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::mpsc::SyncSender;
 use std::time::Duration;
 
 use tokio::sync::{Semaphore, mpsc, oneshot};
 use tokio::task::JoinSet;
-use understudy_common::beacon::Beacon;
 use understudy_common::id::{CoordinatorId, HostId};
 use understudy_common::identity::Principal;
 use understudy_common::wire::StreamKind;
@@ -17,9 +15,11 @@ use understudy_transport::{Endpoint, FrameReceiver, Incoming, Link, TransportErr
 use super::hosts::HostEvent;
 use super::{beacons, rpc, snapshots};
 use crate::coordinator::Event;
+use crate::forecast::Inbox;
 
-/// Links open at once, handshakes included. Further peers wait at the socket.
-const LINKS_MAX: usize = 8_192;
+/// Links open at once, handshakes included: every host's, and as many again that are not known to be dead yet or
+/// belong to operators and coordinators. Further peers wait at the socket.
+const LINKS_MAX: usize = 2 * crate::state::HOSTS_MAX;
 /// Newcomers at once; more are turned away.
 const NEWCOMERS_MAX: usize = 16;
 /// How long one of them may stay.
@@ -30,7 +30,7 @@ struct Server {
     events: mpsc::Sender<Event>,
     hosts: mpsc::Sender<HostEvent>,
     /// None: nobody predicts.
-    beacons: Option<SyncSender<Beacon>>,
+    beacons: Option<Arc<Inbox>>,
     numbers: Arc<AtomicU64>,
     /// Room for snapshots that come in.
     snapshots: Arc<Semaphore>,
@@ -41,7 +41,7 @@ pub(super) async fn run(
     endpoint: Endpoint,
     events: mpsc::Sender<Event>,
     hosts: mpsc::Sender<HostEvent>,
-    beacons: Option<SyncSender<Beacon>>,
+    beacons: Option<Arc<Inbox>>,
 ) {
     let server = Server {
         events,
@@ -163,7 +163,7 @@ impl Server {
         match (who, kind) {
             (Principal::Coordinator(from), StreamKind::Raft) => raft(from, addr, frames, &self.events).await,
             (Principal::Host(host), StreamKind::Beacon) => {
-                beacons::serve(host, frames, self.beacons.as_ref()).await
+                beacons::serve(host, frames, self.beacons.as_deref()).await
             }
             _ => Err(TransportError::UnknownStream(kind as u8)),
         }

@@ -1,17 +1,17 @@
 //! A host's beacons. A host speaks only for itself.
 
-use std::sync::mpsc::SyncSender;
-
-use understudy_common::beacon::{Beacon, BeaconDecoder};
+use understudy_common::beacon::BeaconDecoder;
 use understudy_common::id::HostId;
 use understudy_common::identity::Principal;
 use understudy_common::wire::DecodeError;
 use understudy_transport::{FrameReceiver, TransportError};
 
+use crate::forecast::Inbox;
+
 pub(super) async fn serve(
     host: HostId,
     mut frames: FrameReceiver,
-    forecast: Option<&SyncSender<Beacon>>,
+    forecast: Option<&Inbox>,
 ) -> Result<(), TransportError> {
     let mut decoder = BeaconDecoder::default();
     while let Some(frame) = frames.receive().await? {
@@ -25,8 +25,8 @@ pub(super) async fn serve(
                 found: Principal::Host(host).to_string(),
             });
         }
-        if forecast.is_some_and(|forecast| forecast.try_send(beacon).is_err()) {
-            tracing::debug!(%host, "dropped a beacon: the forecast is behind");
+        if let Some(forecast) = forecast {
+            forecast.push(beacon);
         }
     }
     Ok(())

@@ -12,12 +12,11 @@ mod snapshots;
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
-use std::sync::mpsc::SyncSender;
+use std::sync::Arc;
 
 use raft::eraftpb::Message;
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
-use understudy_common::beacon::Beacon;
 use understudy_common::id::{CoordinatorId, HostId};
 use understudy_common::revocation::Revocations;
 use understudy_common::wire::{CoordinatorList, Order};
@@ -25,6 +24,7 @@ use understudy_transport::Endpoint;
 
 use crate::config::Member;
 use crate::coordinator::Event;
+use crate::forecast::Inbox;
 use crate::state::Coordinators;
 
 use hosts::HostEvent;
@@ -124,7 +124,7 @@ pub fn start(
     endpoint: &Endpoint,
     me: CoordinatorId,
     events: &mpsc::Sender<Event>,
-    beacons: Option<SyncSender<Beacon>>,
+    beacons: Option<Arc<Inbox>>,
     tasks: &mut JoinSet<()>,
 ) -> Outbox {
     let (hosts, host_events) = mpsc::channel(HOST_QUEUE_MAX);

@@ -3,8 +3,9 @@
 //! Invariant: at most [`super::HOSTS_MAX`] hosts are kept, since only hosts of the last few ticks stay.
 
 use std::collections::BTreeMap;
+use std::ops::Range;
 
-use ndarray::Array2;
+use ndarray::{Array2, ArrayView1, ArrayViewMut1};
 use understudy_common::id::HostId;
 
 use super::{GAP_TICKS_MAX, HOSTS_MAX, Score};
@@ -13,21 +14,28 @@ struct Memory {
     tick: u64,
     /// Steps since the state was last zero.
     steps: u64,
-    state: Vec<Vec<f32>>,
+    /// All state tensors' rows, one after the other.
+    state: Box<[f32]>,
     score: Option<Score>,
     /// Calls of [`Hosts::forget_silent`] since the last beacon.
     silent: u64,
 }
 
 pub(super) struct Hosts {
-    widths: Vec<usize>,
+    /// Where each tensor's row lies in the state.
+    tensors: Vec<Range<usize>>,
     memory: BTreeMap<HostId, Memory>,
 }
 
 impl Hosts {
-    pub(super) fn new(widths: Vec<usize>) -> Self {
+    pub(super) fn new(widths: &[usize]) -> Self {
+        let mut end = 0;
+        let tensors = widths.iter().map(|width| {
+            end += width;
+            end - width..end
+        });
         Self {
-            widths,
+            tensors: tensors.collect(),
             memory: BTreeMap::new(),
         }
     }
@@ -48,7 +56,7 @@ impl Hosts {
         if self.memory.len() >= HOSTS_MAX {
             self.forget_longest_silent();
         }
-        let state = self.widths.iter().map(|width| vec![0.0; *width]).collect();
+        let state = vec![0.0; self.tensors.last().map_or(0, |last| last.end)].into();
         self.memory.insert(
             host,
             Memory {
@@ -63,20 +71,22 @@ impl Hosts {
     }
 
     pub(super) fn gather(&self, rows: &[HostId], tensor: usize) -> Array2<f32> {
-        let mut batch = Array2::zeros((rows.len(), self.widths[tensor]));
-        for (row, host) in rows.iter().enumerate() {
+        let range = self.tensors[tensor].clone();
+        let mut batch = Array2::zeros((rows.len(), range.len()));
+        for (mut row, host) in batch.rows_mut().into_iter().zip(rows) {
             if let Some(memory) = self.memory.get(host) {
-                for (slot, value) in batch.row_mut(row).iter_mut().zip(&memory.state[tensor]) {
-                    *slot = *value;
-                }
+                row.assign(&ArrayView1::from(&memory.state[range.clone()]));
             }
         }
         batch
     }
 
-    pub(super) fn keep(&mut self, host: HostId, state: Vec<Vec<f32>>, score: Score) {
+    /// Takes one row of each state tensor.
+    pub(super) fn keep(&mut self, host: HostId, next: &[Array2<f32>], row: usize, score: Score) {
         if let Some(memory) = self.memory.get_mut(&host) {
-            memory.state = state;
+            for (range, tensor) in self.tensors.iter().zip(next) {
+                ArrayViewMut1::from(&mut memory.state[range.clone()]).assign(&tensor.row(row));
+            }
             memory.steps += 1;
             memory.score = Some(score);
         }

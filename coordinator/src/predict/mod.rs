@@ -24,7 +24,7 @@ pub use card::{Card, HORIZONS};
 use hosts::Hosts;
 
 /// Hosts in one batch. More are refused: a fleet of that size needs more coordinators.
-pub const HOSTS_MAX: usize = 4096;
+pub const HOSTS_MAX: usize = crate::state::HOSTS_MAX;
 /// A host that was silent for more ticks than this begins anew.
 pub const GAP_TICKS_MAX: u64 = 3;
 
@@ -111,7 +111,8 @@ impl Predictor {
             )));
         }
         check_shapes(&session, &card)?;
-        let hosts = Hosts::new(card.state.iter().map(|state| state.width).collect());
+        let widths: Vec<_> = card.state.iter().map(|state| state.width).collect();
+        let hosts = Hosts::new(&widths);
         Ok(Self { session, card, hosts })
     }
 
@@ -175,11 +176,7 @@ impl Predictor {
                 hazards,
                 risk: hazards[self.card.horizon_index()],
             };
-            self.hosts.keep(
-                *host,
-                next.iter().map(|state| state.row(row).to_vec()).collect(),
-                score,
-            );
+            self.hosts.keep(*host, &next, row, score);
         }
         Ok(())
     }

@@ -267,8 +267,17 @@ impl Replica {
         leading.orders_index = self.state.index;
         leading.orders_at = now + TICK;
         let mut due: Vec<(HostId, Order)> = Vec::new();
-        for host in self.state.hosts.keys() {
-            let boot = self.state.hosts[host].boot;
+        // Most hosts of a large fleet are named by no service.
+        let named: BTreeSet<HostId> = self
+            .state
+            .services
+            .values()
+            .flat_map(|service| service.spec.hosts.iter().copied())
+            .collect();
+        for host in &named {
+            let Some(boot) = self.state.hosts.get(host).map(|host| host.boot) else {
+                continue;
+            };
             let report = leading
                 .seen
                 .get(host)

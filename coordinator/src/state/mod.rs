@@ -37,7 +37,7 @@ pub use orders::orders_for;
 pub use snapshot::SNAPSHOT_VERSION;
 
 /// Hosts that one cluster registers; more are refused.
-pub const HOSTS_MAX: usize = 4_096;
+pub const HOSTS_MAX: usize = 32_768;
 /// Services that one cluster protects; more are refused.
 pub const SERVICES_MAX: usize = 4_096;
 /// One move of a service by prediction, and one by evidence, within this window.

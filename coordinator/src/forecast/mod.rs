@@ -4,8 +4,10 @@
 //! leader predicts at once; what is proposed is the loop's affair. Without a model, or after an error
 //! of it, there are no scores and the status says why.
 
-use std::collections::{BTreeMap, VecDeque};
-use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
+mod inbox;
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use tokio::sync::mpsc;
@@ -13,13 +15,14 @@ use understudy_common::beacon::{Beacon, TICK_MS};
 use understudy_common::id::HostId;
 use understudy_common::units::BasisPoints;
 
+use crate::clock::boot_now;
 use crate::config;
 use crate::coordinator::Event;
 use crate::predict::{PredictError, Predictor, Score};
-use crate::window::Window;
+use crate::window::{History, Window};
 
-/// Beacons that wait for the thread; more are dropped.
-const BEACONS_MAX: usize = 8_192;
+pub use inbox::{Inbox, TickCosts};
+
 const TICK: Duration = Duration::from_millis(TICK_MS);
 
 /// What there is to say about prediction, for people.
@@ -76,61 +79,88 @@ pub fn load(config: Option<&config::Prediction>) -> (Option<Predictor>, Predicti
     }
 }
 
-/// Follows the outcome of a tick.
-pub fn follow(prediction: &mut Prediction, threshold: Option<BasisPoints>, tick: &Tick) {
-    let next = match (tick, threshold) {
-        (Ok(_), Some(threshold)) => Prediction::on(threshold),
-        (Ok(_), None) => return,
-        (Err(why), _) => Prediction::off(why.as_str()),
-    };
-    if *prediction != next {
-        tracing::warn!(state = next.state, why = next.why, "prediction changed");
-        *prediction = next;
+/// What the loop knows of the forecast, for people.
+pub struct ForecastStatus {
+    prediction: Prediction,
+    threshold: Option<BasisPoints>,
+    /// None: nobody predicts.
+    inbox: Option<Arc<Inbox>>,
+    costs: TickCosts,
+}
+
+impl ForecastStatus {
+    pub fn new(prediction: Prediction, inbox: Option<Arc<Inbox>>) -> Self {
+        Self {
+            threshold: prediction.threshold_bp,
+            prediction,
+            inbox,
+            costs: TickCosts::default(),
+        }
+    }
+
+    /// Follows the outcome of a tick.
+    pub fn follow(&mut self, tick: &Tick) {
+        let next = match (tick, self.threshold) {
+            (Ok(_), Some(threshold)) => Prediction::on(threshold),
+            (Ok(_), None) => return,
+            (Err(why), _) => Prediction::off(why.as_str()),
+        };
+        if self.prediction != next {
+            tracing::warn!(state = next.state, why = next.why, "prediction changed");
+            self.prediction = next;
+        }
+    }
+
+    /// A tick's scores have been handled, so long after its work began.
+    pub fn ticked(&mut self, cost: Duration) {
+        self.costs.push(cost);
+    }
+
+    pub fn prediction(&self) -> &Prediction {
+        &self.prediction
+    }
+
+    /// Beacons and ticks; none where nobody predicts.
+    pub fn beacons(&self) -> Option<serde_json::Value> {
+        Some(self.inbox.as_ref()?.figures(&self.costs))
     }
 }
 
-/// Starts the thread. It ends when all senders of beacons are gone.
+/// Starts the thread. It ends when the loop does.
 ///
 /// # Errors
 /// When the system gives no thread.
-pub fn start(predictor: Predictor, events: mpsc::Sender<Event>) -> std::io::Result<SyncSender<Beacon>> {
-    let (sender, beacons) = sync_channel(BEACONS_MAX);
+pub fn start(predictor: Predictor, events: mpsc::Sender<Event>) -> std::io::Result<Arc<Inbox>> {
+    let inbox = Arc::new(Inbox::default());
     let mut forecaster = Forecaster {
         predictor,
+        inbox: Arc::clone(&inbox),
         window: Window::default(),
         stepped: BTreeMap::new(),
     };
     std::thread::Builder::new()
         .name("forecast".to_owned())
-        .spawn(move || forecaster.run(&beacons, &events))?;
-    Ok(sender)
+        .spawn(move || forecaster.run(&events))?;
+    Ok(inbox)
 }
 
 struct Forecaster {
     predictor: Predictor,
+    inbox: Arc<Inbox>,
     window: Window,
     /// The last tick of each host that the model has seen.
     stepped: BTreeMap<HostId, u64>,
 }
 
 impl Forecaster {
-    fn run(&mut self, beacons: &Receiver<Beacon>, events: &mpsc::Sender<Event>) {
+    fn run(&mut self, events: &mpsc::Sender<Event>) {
         let mut next = Instant::now() + TICK;
         loop {
-            match beacons.recv_timeout(next.saturating_duration_since(Instant::now())) {
-                Ok(beacon) => {
-                    if let Err(full) = self.window.push(beacon) {
-                        tracing::warn!("{full}");
-                    }
-                    if Instant::now() < next {
-                        continue;
-                    }
-                }
-                Err(RecvTimeoutError::Timeout) => {}
-                Err(RecvTimeoutError::Disconnected) => return,
-            }
+            std::thread::sleep(next.saturating_duration_since(Instant::now()));
+            let began = boot_now();
+            self.take_in();
             let tick = self.tick().map_err(|error| error.to_string());
-            if events.blocking_send(Event::Scores(tick)).is_err() {
+            if events.blocking_send(Event::Scores { tick, began }).is_err() {
                 return;
             }
             // After a pause there is nothing to catch up on: the window has all beacons.
@@ -138,12 +168,26 @@ impl Forecaster {
         }
     }
 
+    fn take_in(&mut self) {
+        let mut refused = None;
+        for beacon in self.inbox.take() {
+            if let Err(full) = self.window.push(beacon) {
+                self.inbox.drop_one();
+                refused = Some(full);
+            }
+        }
+        if let Some(full) = refused {
+            tracing::warn!("{full}");
+        }
+        self.inbox.set_hosts(self.window.hosts().count());
+    }
+
     /// Steps the model over everything that it has not seen.
     fn tick(&mut self) -> Result<Vec<(HostId, BasisPoints)>, PredictError> {
-        let unseen: Vec<(HostId, Vec<&Beacon>)> = self
+        let unseen: Vec<(HostId, Vec<Beacon>)> = self
             .window
             .hosts()
-            .map(|(host, ticks)| (host, unseen(ticks, self.stepped.get(&host).copied())))
+            .map(|(host, history)| (host, unseen(history, self.stepped.get(&host).copied())))
             .filter(|(_, ticks)| !ticks.is_empty())
             .collect();
         let mut scores = Vec::new();
@@ -174,17 +218,13 @@ fn quantised(score: Score) -> Option<BasisPoints> {
 }
 
 /// A host that booted counts its ticks from the start again.
-fn unseen(ticks: &VecDeque<Beacon>, stepped: Option<u64>) -> Vec<&Beacon> {
-    let stepped = stepped.filter(|stepped| ticks.back().is_some_and(|last| last.tick >= *stepped));
-    ticks
-        .iter()
-        .filter(|beacon| stepped.is_none_or(|stepped| beacon.tick > stepped))
-        .collect()
+fn unseen(history: &History, stepped: Option<u64>) -> Vec<Beacon> {
+    history.after(stepped.filter(|stepped| history.newest().tick >= *stepped))
 }
 
 /// One beacon of each host at a time, so that the newest of all are in the last round: the model
 /// drops hosts that are silent for some rounds.
-fn rounds<'a>(unseen: &[(HostId, Vec<&'a Beacon>)]) -> Vec<Vec<(HostId, &'a Beacon)>> {
+fn rounds(unseen: &[(HostId, Vec<Beacon>)]) -> Vec<Vec<(HostId, &Beacon)>> {
     let longest = unseen.iter().map(|(_, ticks)| ticks.len()).max().unwrap_or(0);
     (0..longest)
         .map(|round| {
@@ -192,7 +232,7 @@ fn rounds<'a>(unseen: &[(HostId, Vec<&'a Beacon>)]) -> Vec<Vec<(HostId, &'a Beac
                 .iter()
                 .filter_map(|(host, ticks)| {
                     let at = (round + ticks.len()).checked_sub(longest)?;
-                    Some((*host, *ticks.get(at)?))
+                    Some((*host, ticks.get(at)?))
                 })
                 .collect()
         })
@@ -203,30 +243,35 @@ fn rounds<'a>(unseen: &[(HostId, Vec<&'a Beacon>)]) -> Vec<Vec<(HostId, &'a Beac
 mod tests {
     use super::*;
 
-    fn beacons(host: u32, ticks: &[u64]) -> VecDeque<Beacon> {
+    fn beacons(host: u32, ticks: &[u64]) -> Vec<Beacon> {
         ticks
             .iter()
             .map(|tick| Beacon::new(HostId(host), *tick, *tick))
             .collect()
     }
 
-    fn seen(ticks: &[&Beacon]) -> Vec<u64> {
-        ticks.iter().map(|beacon| beacon.tick).collect()
-    }
-
     #[test]
     fn only_what_the_model_has_not_seen_is_stepped_and_a_boot_begins_anew() {
-        let ticks = beacons(1, &[4, 5, 6]);
-        assert_eq!(seen(&unseen(&ticks, Some(5))), [6]);
-        assert_eq!(seen(&unseen(&ticks, None)), [4, 5, 6]);
-        assert_eq!(seen(&unseen(&ticks, Some(90))), [4, 5, 6]);
-        assert!(unseen(&ticks, Some(6)).is_empty());
+        let mut window = Window::default();
+        for beacon in beacons(1, &[4, 5, 6]) {
+            window.push(beacon).unwrap();
+        }
+        let (_, history) = window.hosts().next().unwrap();
+        let seen = |stepped| {
+            unseen(history, stepped)
+                .iter()
+                .map(|beacon| beacon.tick)
+                .collect::<Vec<_>>()
+        };
+        assert_eq!(seen(Some(5)), [6]);
+        assert_eq!(seen(None), [4, 5, 6]);
+        assert_eq!(seen(Some(90)), [4, 5, 6]);
+        assert!(seen(Some(6)).is_empty());
     }
 
     #[test]
     fn the_newest_beacons_of_all_hosts_are_in_the_last_round() {
-        let (a, b) = (beacons(1, &[4, 5, 6]), beacons(2, &[9]));
-        let unseen = [(HostId(1), a.iter().collect()), (HostId(2), b.iter().collect())];
+        let unseen = [(HostId(1), beacons(1, &[4, 5, 6])), (HostId(2), beacons(2, &[9]))];
         let rounds: Vec<Vec<u64>> = rounds(&unseen)
             .iter()
             .map(|round| round.iter().map(|(_, b)| b.tick).collect())
