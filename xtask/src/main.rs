@@ -4,6 +4,7 @@
 //! only the steps that need root ask for it; nothing is installed outside `target/` except
 //! distribution packages.
 
+mod bench;
 mod ci;
 mod demo;
 mod ebpf;
@@ -42,6 +43,8 @@ enum Command {
     },
     /// What CI runs: format, lints, documentation, licences, tests
     Ci,
+    /// Measures, beside a peer where there is one; at most an hour
+    Bench(bench::Args),
     /// A service outlives two hosts; needs root, at most eight minutes after set-up
     Demo(demo::Args),
     /// Real programs under random faults: one owner, nothing acknowledged lost, nobody stuck; needs root
@@ -73,6 +76,7 @@ fn run(command: Command) -> Result<ExitCode> {
         Command::Demo(arguments) => return demo::run(&arguments),
         Command::Exercise(arguments) => return exercise::run(&arguments),
         Command::Soak(arguments) => return soak::run(&arguments),
+        Command::Bench(arguments) => return bench::run(arguments),
         Command::Setup => setup::run().map(|()| true),
         Command::BuildEbpf => ebpf::run().map(|()| true),
         Command::Test { arguments } => test::run(&arguments),

@@ -9,6 +9,7 @@ mod toolchain;
 use anyhow::Result;
 
 pub(crate) use linker::linker;
+pub(crate) use packages::install;
 pub(crate) use toolchain::Toolchain;
 
 /// What compiling and the test beds need, by Debian's names.

@@ -13,7 +13,7 @@ const LOCK_WAIT_MAX: Duration = Duration::from_secs(600);
 const LOCK_POLL: Duration = Duration::from_secs(5);
 
 /// Installs those that are missing.
-pub(super) fn install(packages: &[&str]) -> Result<()> {
+pub(crate) fn install(packages: &[&str]) -> Result<()> {
     if !in_path("dpkg-query") {
         say(
             "packages",
