@@ -171,7 +171,10 @@ mod tests {
     }
 
     /// Links end when nobody makes reports any more.
-    fn said(reports: &watch::Sender<HostReport>) -> (Said, mpsc::Receiver<CoordinatorList>) {
+    fn said(
+        agent: &Endpoint,
+        reports: &watch::Sender<HostReport>,
+    ) -> (Said, mpsc::Receiver<CoordinatorList>) {
         let (lists, named) = mpsc::channel(LISTS_MAX);
         let hello = Hello {
             host: HostId(1),
@@ -189,6 +192,7 @@ mod tests {
             renewals: broadcast::channel(1).0,
             asked: mpsc::channel(1).0,
             lists,
+            endpoint: agent.clone(),
         };
         (said, named)
     }
@@ -225,7 +229,7 @@ mod tests {
             addr: first.local_addr().unwrap(),
         }];
         let reports = watch::Sender::new(HostReport::default());
-        let (told, named) = said(&reports);
+        let (told, named) = said(&agent, &reports);
         let state_dir = dir.path().to_owned();
         let following = tokio::spawn(follow(agent.clone(), state_dir, configured.clone(), told, named));
         let link = taken_in(&first).await;
@@ -260,7 +264,7 @@ mod tests {
         // Started again it dials whom it was told, not whom its configuration names.
         following.abort();
         next.close("the agent stops");
-        let (told, named) = said(&reports);
+        let (told, named) = said(&agent, &reports);
         tokio::spawn(follow(agent, dir.path().to_owned(), configured, told, named));
         taken_in(&second).await;
     }
