@@ -179,6 +179,11 @@ fn the_leadership_goes_to_the_coordinator_that_is_named() {
     let cluster = running(3);
     let leader = cluster.leader(None);
     let to = leader % 3 + 1;
+    // A leader that was elected by one of them has not heard the other yet.
+    wait("all of them to be heard", || {
+        let heard = |member: &Value| member["reachable"] == true;
+        members(&cluster)?.iter().all(heard).then_some(())
+    });
     let done = cluster.understudy(&["coordinators", "transfer", &format!("coordinator-{to}")]);
     assert!(done.status.success(), "{}", text(&done.stderr));
     assert_eq!(cluster.leader(None), to);

@@ -3,7 +3,7 @@
 //! An answer shows that its host served at some moment between the question and the answer. Epochs follow one
 //! another, so all answers must fit the order in which the epochs were granted: each gets the earliest epoch of
 //! its host that is not before the epoch of any answer that came before its question was sent, and not before an
-//! epoch that was known to be granted by then. An answer without such an epoch came from a second server.
+//! epoch whose predecessor was known to have ended by then. An answer without such an epoch came from a second server.
 
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
@@ -13,7 +13,7 @@ use std::collections::BinaryHeap;
 pub struct Grant {
     pub epoch: u64,
     pub host: u8,
-    /// Boot time at which it was surely granted.
+    /// Boot time at which the epoch before it had surely ended; `u64::MAX` where nobody can tell.
     pub known_ns: u64,
 }
 
@@ -35,7 +35,7 @@ pub fn attribute(grants: &[Grant], answers: &[Answered]) -> Result<Vec<usize>, S
     let mut places = vec![0; answers.len()];
     // Answers that are not yet known to lie before the next question.
     let mut under_way = BinaryHeap::new();
-    let (mut floor, mut known) = (0, 0);
+    let mut floor = 0;
     for at in order {
         let answer = answers[at];
         while let Some(&Reverse((answered_ns, place))) = under_way.peek()
@@ -44,13 +44,8 @@ pub fn attribute(grants: &[Grant], answers: &[Answered]) -> Result<Vec<usize>, S
             floor = floor.max(place);
             under_way.pop();
         }
-        while grants
-            .get(known)
-            .is_some_and(|grant| grant.known_ns < answer.sent_ns)
-        {
-            floor = floor.max(known);
-            known += 1;
-        }
+        let ended = grants.iter().rposition(|grant| grant.known_ns < answer.sent_ns);
+        floor = floor.max(ended.unwrap_or(0));
         let fits = (floor..grants.len()).find(|place| grants[*place].host == answer.host);
         let Some(place) = fits else {
             return Err(second_server(grants, floor, answer));

@@ -103,11 +103,14 @@ impl Events {
         if kind == "granted"
             && let (Some(epoch), Some(host)) = (epoch(text), event["host"].as_u64())
         {
-            self.planned += u64::from(text.contains("(planned handover"));
+            let planned = text.contains("(planned handover");
+            self.planned += u64::from(planned);
             self.grants.push(Grant {
                 epoch,
                 host: u8::try_from(host).unwrap_or(u8::MAX),
-                known_ns,
+                // After a lease end the successor may be held back by its promise while the old holder serves on:
+                // only a planned grant says that the old one answers no more.
+                known_ns: if planned { known_ns } else { u64::MAX },
             });
         }
     }
