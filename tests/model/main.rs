@@ -1,7 +1,7 @@
 //! Model check: lease, epoch, gate, shadow set and promises, every order of events within small bounds.
 //!
 //! The times, the holder's lease, the leader's lease table and the gate's rule are the product's own;
-//! consensus, the network and the hosts around them are as abstract as they can be. One [`Slice`] bounds
+//! promises, consensus, the network and the hosts around them are as abstract as they can be. One [`Slice`] bounds
 //! one part of the protocol so that it can be searched to the end. Each [`Broken`] variant leaves one rule
 //! out and must be found, else the check proves nothing.
 

@@ -40,8 +40,8 @@ RATE = 4e-3
 DECAY = 2e-3
 # A retraining may differ from the committed model by this much in the mean hazard.
 HAZARD_TOLERANCE = 0.05
-# Another processor rounds otherwise in the last bit, and a thousand steps make more of it: one held-out fault in
-# twenty may be told by one training and not by the other. False alarms must be the same.
+# Trainings on two machines differ, probably by rounding: one held-out fault in twenty may be told by one and not by
+# the other. False alarms must be the same.
 FAULTS_APART = 0.05
 # A cause that harmless hosts hardly show is not believed below this hazard either.
 HAZARD_MIN = 0.15
