@@ -32,7 +32,7 @@ use crate::net::{self, Asked, Inbox, LISTS_MAX, Peers, RENEWALS_MAX, Said};
 use crate::observe::{Target, observe};
 use crate::service::{Action, Driver, DriverSettings, Event, KeptOrders, Machine, Registry};
 use crate::sync;
-use crate::telemetry::{ExitWatch, Exits, SAMPLE_INTERVAL_MS, Telemetry, TelemetryError};
+use crate::telemetry::{ExitWatch, SAMPLE_INTERVAL_MS, Telemetry, TelemetryError};
 use crate::workload::{Cgroup, ThawGuard};
 use apart::barred;
 
@@ -74,7 +74,6 @@ pub enum AgentError {
 /// [`AgentError`] when it cannot start.
 pub async fn run(config: AgentConfig) -> Result<(), AgentError> {
     clock::calibrate()?;
-    let mut telemetry = Telemetry::open(config.host, &config.telemetry)?;
     let failed = |what| {
         let state_dir = config.state_dir.clone();
         move |source| AgentError::State {
@@ -90,15 +89,7 @@ pub async fn run(config: AgentConfig) -> Result<(), AgentError> {
     let (kept, orders) = KeptOrders::open(&config.state_dir, boot.number).map_err(failed("keep orders"))?;
     let endpoint = Endpoint::bind(config.listen, &config.credentials)?;
     endpoint.keep_revocations(config.state_dir.join("revoked"))?;
-    let hello = Hello {
-        host: config.host,
-        name: config.name.clone(),
-        boot: boot.number,
-        addr: config.listen,
-        version: env!("CARGO_PKG_VERSION").to_owned(),
-        inventory: telemetry.inventory(),
-        domain: config.domain.clone(),
-    };
+    let hellos = watch::Sender::new(None);
     tracing::info!(host = %config.host, name = config.name, boot = format!("{:032x}", boot.number), "starts");
 
     let (asked, inbox) = mpsc::channel(ASKED_MAX);
@@ -114,7 +105,7 @@ pub async fn run(config: AgentConfig) -> Result<(), AgentError> {
     };
     let reports = watch::Sender::new(report);
     let said = Said {
-        hello: Arc::new(hello),
+        hello: hellos.subscribe(),
         reports: reports.subscribe(),
         beacons: beacons.clone(),
         renewals: renewals.clone(),
@@ -132,17 +123,14 @@ pub async fn run(config: AgentConfig) -> Result<(), AgentError> {
         said,
         named,
     ));
-    let exits = telemetry.exits();
-    let exit_watch = exits.as_ref().map(Exits::watch);
-    if let Some(exits) = exits {
-        tasks.spawn(forward(exits));
-    }
     let from_hosts = Inbox {
         registry: registry.clone(),
         asked: asked.clone(),
     };
     tasks.spawn(net::accept(endpoint.clone(), from_hosts));
-    tasks.spawn(watch_host(telemetry, beacons));
+    let exits = ExitWatch::default();
+    // The kernel takes most of a second to check all the programs: a lease would not wait for that.
+    let watched = watch_host(config.clone(), boot.number, hellos, exits.clone(), beacons);
     let (targets, evidence) = (watch::Sender::default(), watch::Sender::default());
     let seen = evidence.subscribe();
     tasks.spawn(observe(targets.subscribe(), evidence));
@@ -167,23 +155,52 @@ pub async fn run(config: AgentConfig) -> Result<(), AgentError> {
         reports,
         targets,
         seen,
-        exits: exit_watch,
+        exits,
     };
     agent.adopt(orders);
     agent.watch_holders();
-    agent.run(inbox, happened).await;
-    Ok(())
-}
-
-/// Passes on how processes of services ended.
-async fn forward(exits: Exits) {
-    if let Err(error) = exits.forward().await {
-        tracing::warn!(%error, "the kernel no longer tells how services' processes end");
+    tokio::select! {
+        () = agent.run(inbox, happened) => Ok(()),
+        failed = watched => failed,
     }
 }
 
-/// Samples the host and hands a beacon a second to the links.
-async fn watch_host(mut telemetry: Telemetry, beacons: broadcast::Sender<Beacon>) {
+/// Says what this host is, passes on how processes of services ended, samples the host and hands a beacon
+/// a second to the links. Returns when the telemetry cannot be opened.
+async fn watch_host(
+    config: AgentConfig,
+    boot: u128,
+    hellos: watch::Sender<Option<Arc<Hello>>>,
+    exits: ExitWatch,
+    beacons: broadcast::Sender<Beacon>,
+) -> Result<(), AgentError> {
+    let host = config.host;
+    let opened = tokio::task::spawn_blocking(move || {
+        Telemetry::open(host, &config.telemetry).map(|telemetry| (telemetry, config))
+    });
+    let Ok(opened) = opened.await else {
+        // Only when the agent stops.
+        return Ok(());
+    };
+    let (mut telemetry, config) = opened?;
+    hellos.send_replace(Some(Arc::new(Hello {
+        host,
+        name: config.name,
+        boot,
+        addr: config.listen,
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+        inventory: telemetry.inventory(),
+        domain: config.domain,
+    })));
+    // Dropped with this future, which ends it.
+    let mut forwarding = JoinSet::new();
+    if let Some(told) = telemetry.exits() {
+        forwarding.spawn(async move {
+            if let Err(error) = told.forward(exits).await {
+                tracing::warn!(%error, "the kernel no longer tells how services' processes end");
+            }
+        });
+    }
     let mut interval = tokio::time::interval(Duration::from_millis(SAMPLE_INTERVAL_MS));
     interval.set_missed_tick_behavior(MissedTickBehavior::Skip);
     loop {
@@ -221,8 +238,8 @@ struct Agent {
     /// Holders that this host watches, and what it sees of them.
     targets: watch::Sender<Vec<Target>>,
     seen: watch::Receiver<Vec<Evidence>>,
-    /// Where the kernel pushes ends of processes, if it does.
-    exits: Option<ExitWatch>,
+    /// Where the kernel pushes ends of processes, once it does.
+    exits: ExitWatch,
     repair_at: BootTime,
     reported_at: BootTime,
 }

@@ -186,7 +186,7 @@ mod tests {
             domain: Default::default(),
         };
         let said = Said {
-            hello: Arc::new(hello),
+            hello: watch::channel(Some(Arc::new(hello))).1,
             reports: reports.subscribe(),
             beacons: broadcast::channel(1).0,
             renewals: broadcast::channel(1).0,

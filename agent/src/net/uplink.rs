@@ -57,7 +57,8 @@ pub enum Asked {
 /// What all coordinators are told.
 #[derive(Clone, Debug)]
 pub struct Said {
-    pub hello: Arc<Hello>,
+    /// None until the host knows itself; a new one is said again.
+    pub hello: watch::Receiver<Option<Arc<Hello>>>,
     pub reports: watch::Receiver<HostReport>,
     pub beacons: broadcast::Sender<Beacon>,
     pub renewals: broadcast::Sender<Renew>,
@@ -77,12 +78,14 @@ pub async fn keep_linked(endpoint: Endpoint, coordinator: Coordinator, said: Sai
         let dialled = timeout(DIAL_MAX, endpoint.dial(addr, Principal::Coordinator(id))).await;
         match dialled.unwrap_or(Err(TransportError::Timeout(DIAL_MAX))) {
             Ok(link) => {
+                let mut hello = said.hello.clone();
+                hello.mark_unchanged();
                 // In TLS 1.3 a refusal shows with the first call.
                 match greet(&link, &said).await {
                     Ok(()) => {
                         tracing::info!(coordinator = %id, %addr, "connected");
                         (pause, told) = (REDIAL_MIN, false);
-                        if let Err(error) = talk(&link, &said).await {
+                        if let Err(error) = talk(&link, &said, hello).await {
                             tracing::warn!(coordinator = %id, %error, "disconnected");
                         }
                     }
@@ -105,10 +108,15 @@ pub async fn keep_linked(endpoint: Endpoint, coordinator: Coordinator, said: Sai
     }
 }
 
-async fn talk(link: &Link, said: &Said) -> Result<(), TransportError> {
+async fn talk(
+    link: &Link,
+    said: &Said,
+    hello: watch::Receiver<Option<Arc<Hello>>>,
+) -> Result<(), TransportError> {
     tokio::select! {
         ended = renewals(link, said.renewals.subscribe(), &said.asked) => ended,
         ended = reports(link, said) => ended,
+        ended = hellos(link, said, hello) => ended,
         ended = beacons(link, said.beacons.subscribe()) => ended,
         ended = orders(link, said) => ended,
     }
@@ -116,8 +124,10 @@ async fn talk(link: &Link, said: &Said) -> Result<(), TransportError> {
 
 /// A follower cannot register anybody: it says so, and the next report brings it up again.
 async fn greet(link: &Link, said: &Said) -> Result<(), TransportError> {
-    let hello = Request::Hello((*said.hello).clone());
-    match link.call(&hello, HELLO_MAX).await? {
+    let Some(hello) = said.hello.borrow().clone() else {
+        return Ok(());
+    };
+    match link.call(&Request::Hello((*hello).clone()), HELLO_MAX).await? {
         Response::Refused(refusal) => {
             tracing::warn!(who = %link.principal(), %refusal, "it does not take this host in");
         }
@@ -129,6 +139,18 @@ async fn greet(link: &Link, said: &Said) -> Result<(), TransportError> {
         | Response::Admitted(_) => {}
     }
     Ok(())
+}
+
+/// Says what was not known when the link was made.
+async fn hellos(
+    link: &Link,
+    said: &Said,
+    mut hello: watch::Receiver<Option<Arc<Hello>>>,
+) -> Result<(), TransportError> {
+    while hello.changed().await.is_ok() {
+        greet(link, said).await?;
+    }
+    std::future::pending().await
 }
 
 async fn renewals(

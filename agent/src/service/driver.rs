@@ -60,7 +60,7 @@ pub struct DriverSettings {
     pub endpoint: Endpoint,
     pub registry: Registry,
     /// Where the kernel pushes ends of processes, if it does.
-    pub exits: Option<ExitWatch>,
+    pub exits: ExitWatch,
     /// Bounded; what does not fit is waited for.
     pub events: mpsc::Sender<(ServiceId, Event)>,
 }
@@ -83,16 +83,11 @@ impl Driver {
             .join(format!("{}.log", settings.spec.name));
         let mut workload =
             CommandWorkload::adopt(settings.cgroup.clone(), settings.spec.workload.clone(), log)?;
-        match settings
-            .exits
-            .as_ref()
-            .map(|exits| exits.watch(settings.cgroup.path()))
-        {
-            Some(Ok(exits)) => workload = workload.heed(exits),
-            Some(Err(error)) => {
+        match settings.exits.watch(settings.cgroup.path()) {
+            Ok(exits) => workload = workload.heed(exits),
+            Err(error) => {
                 tracing::warn!(service = %settings.spec.name, %error, "the kernel does not tell how its processes end");
             }
-            None => {}
         }
         let spec = &settings.spec;
         let address = VirtualIp::new(spec.address, spec.prefix_len, spec.interface.clone());

@@ -46,15 +46,16 @@ impl From<Exit> for ProcessExit {
 /// The kernel's ring, to be [forwarded](Self::forward).
 pub struct Exits {
     ring: RingBuf<MapData>,
-    watch: ExitWatch,
+    watched: HashMap<MapData, u64, u8>,
 }
 
-/// Where cgroups are watched.
-#[derive(Clone)]
+/// Where cgroups are watched. The kernel's programs may come later: until then nothing is told.
+#[derive(Clone, Default)]
 pub struct ExitWatch(Arc<Mutex<Watched>>);
 
+#[derive(Default)]
 struct Watched {
-    kernel: HashMap<MapData, u64, u8>,
+    kernel: Option<HashMap<MapData, u64, u8>>,
     listeners: BTreeMap<u64, mpsc::Sender<ProcessExit>>,
 }
 
@@ -64,32 +65,25 @@ pub struct ExitStream(mpsc::Receiver<ProcessExit>);
 
 impl Exits {
     pub(super) fn new(exits: Map, watched: Map) -> Option<Self> {
-        let watched = Watched {
-            kernel: HashMap::try_from(watched).ok()?,
-            listeners: BTreeMap::new(),
-        };
         Some(Self {
             ring: RingBuf::try_from(exits).ok()?,
-            watch: ExitWatch(Arc::new(Mutex::new(watched))),
+            watched: HashMap::try_from(watched).ok()?,
         })
-    }
-
-    pub fn watch(&self) -> ExitWatch {
-        self.watch.clone()
     }
 
     /// Hands every end to whoever watches its cgroup, until the ring cannot be waited for.
     ///
     /// # Errors
     /// Why it cannot.
-    pub async fn forward(self) -> io::Result<()> {
+    pub async fn forward(self, watch: ExitWatch) -> io::Result<()> {
+        watch.attach(self.watched)?;
         // SAFETY: the ring owns one descriptor, which stays open and the same until the drop.
         let mut ring = unsafe { AsyncFd::register_with_interest(self.ring, Interest::READABLE) }?;
         loop {
             let mut ready = ring.readable_mut().await?;
             while let Some(item) = ready.get_inner_mut().next() {
                 if let Some(exit) = Exit::from_bytes(&item) {
-                    self.watch.tell(exit);
+                    watch.tell(exit);
                 }
             }
             ready.clear_ready();
@@ -107,12 +101,22 @@ impl ExitWatch {
         let id = fs::metadata(cgroup)?.ino();
         let (sender, queue) = mpsc::channel(QUEUE_MAX);
         let mut watched = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        watched
-            .kernel
-            .insert(id, 1, 0)
-            .map_err(|error: MapError| io::Error::other(error))?;
+        if let Some(kernel) = &mut watched.kernel {
+            insert(kernel, id)?;
+        }
         watched.listeners.insert(id, sender);
         Ok(ExitStream(queue))
+    }
+
+    /// Gives the kernel all cgroups that are watched by now.
+    fn attach(&self, mut kernel: HashMap<MapData, u64, u8>) -> io::Result<()> {
+        let mut watched = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        watched
+            .listeners
+            .keys()
+            .try_for_each(|id| insert(&mut kernel, *id))?;
+        watched.kernel = Some(kernel);
+        Ok(())
     }
 
     fn tell(&self, exit: Exit) {
@@ -126,10 +130,18 @@ impl ExitWatch {
         };
         if gone {
             watched.listeners.remove(&exit.cgroup);
-            // It may be gone from the kernel's list already.
-            let _ = watched.kernel.remove(&exit.cgroup);
+            if let Some(kernel) = &mut watched.kernel {
+                // It may be gone from the kernel's list already.
+                let _ = kernel.remove(&exit.cgroup);
+            }
         }
     }
+}
+
+fn insert(kernel: &mut HashMap<MapData, u64, u8>, id: u64) -> io::Result<()> {
+    kernel
+        .insert(id, 1, 0)
+        .map_err(|error: MapError| io::Error::other(error))
 }
 
 impl ExitStream {

@@ -28,9 +28,10 @@ impl Kernel {
             println!("skipped: no kernel programs: {:?}", telemetry.sources().refused);
             return None;
         };
-        let watch = exits.watch();
-        let forward = tokio::spawn(async move {
-            exits.forward().await.expect("the ring can be waited for");
+        let watch = ExitWatch::default();
+        let forward = tokio::spawn({
+            let watch = watch.clone();
+            async move { exits.forward(watch).await.expect("the ring can be waited for") }
         });
         Some(Self {
             watch,
