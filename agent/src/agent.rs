@@ -141,6 +141,7 @@ pub async fn run(config: AgentConfig) -> Result<(), AgentError> {
         closed_until: boot.since + times.promise(),
         kept,
         times,
+        boot: boot.number,
         lease: LeaseClient::new(config.host, times, boot_time()),
         thaw_guard: Arc::new(ThawGuard::of_this_program()),
         services: BTreeMap::new(),
@@ -221,6 +222,7 @@ struct Service {
 
 struct Agent {
     config: AgentConfig,
+    boot: u128,
     gate: KernelGate,
     /// What was promised here before this boot is over then.
     closed_until: BootTime,
@@ -284,6 +286,7 @@ impl Agent {
     }
 
     fn order(&mut self, order: Order) -> Result<(), Refusal> {
+        order.check_boot(self.boot)?;
         if !self.services.contains_key(&order.service) && self.services.len() >= SERVICES_MAX {
             return Err(Refusal::Busy(format!(
                 "services of this host, which knows {SERVICES_MAX}"

@@ -41,6 +41,7 @@ fn order(revision: u64, shadows: &[HostId], loss: CoordinatorLoss) -> Order {
         spec,
         holder: None,
         bounding: true,
+        boot: 0,
     }
 }
 

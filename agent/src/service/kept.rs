@@ -154,6 +154,7 @@ mod tests {
             spec: ServiceSpec::try_from(raw).unwrap(),
             holder: None,
             bounding: true,
+            boot: 0,
         }
     }
 

@@ -44,6 +44,7 @@ fn order(epoch: u64, revision: u64, role: Role) -> Order {
         spec: spec(),
         holder: None,
         bounding: true,
+        boot: 0,
     }
 }
 

@@ -8,6 +8,7 @@ use std::net::SocketAddr;
 
 use crate::id::{Epoch, GenerationId, HostId, ServiceId};
 use crate::spec::ServiceSpec;
+use crate::wire::Refusal;
 
 /// A host and where its agent listens for sync.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, rkyv::Archive, rkyv::Serialize, rkyv::Deserialize)]
@@ -30,6 +31,24 @@ pub struct Order {
     /// To a holder: no host outside its shadows is granted a later epoch unless it obeyed a newer order
     /// before. False while nobody ever served: any host of the service may be granted the next one.
     pub bounding: bool,
+    /// The boot of the host that the order is for, as the state knows it: another boot does not obey.
+    pub boot: u128,
+}
+
+impl Order {
+    /// Whether it was meant for this boot of the host. A machine that lost its power lost what its services
+    /// had not synced, so it must not go on with what it was told before.
+    ///
+    /// # Errors
+    /// [`Refusal::Invalid`]: once the host's hello is in the state, an order for its new boot follows.
+    pub fn check_boot(&self, boot: u128) -> Result<(), Refusal> {
+        if self.boot == boot {
+            return Ok(());
+        }
+        Err(Refusal::Invalid(
+            "the order is for another boot of this host".to_owned(),
+        ))
+    }
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, rkyv::Archive, rkyv::Serialize, rkyv::Deserialize)]

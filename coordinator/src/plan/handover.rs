@@ -106,7 +106,10 @@ pub(super) fn advance(view: &View<'_>, id: ServiceId, service: &Service) -> Opti
         return None;
     };
     let holder = service.holder?;
-    let report = view.service_report(holder.host, id);
+    // What another boot of the holder reports is not about this epoch's files.
+    let report = view
+        .service_report(holder.host, id)
+        .filter(|_| !service.holder_rebooted(view.state));
     let cut = report
         .and_then(|report| report.final_cut.as_ref())
         .filter(|cut| cut.epoch == service.epoch);
@@ -147,6 +150,7 @@ pub(super) fn advance(view: &View<'_>, id: ServiceId, service: &Service) -> Opti
 pub(super) fn cut_pending(view: &View<'_>, id: ServiceId, service: &Service) -> bool {
     let bound = service.spec.workload.stop_timeout + CUT_MAX;
     service.is_fenced()
+        && !service.holder_rebooted(view.state)
         && view.in_step_for(id) <= bound
         && service.holder.is_some_and(|holder| view.is_alive(holder.host))
 }

@@ -25,6 +25,7 @@ fn order(state: &State, id: ServiceId, service: &Service, host: HostId) -> Order
         spec: service.spec.clone(),
         holder: service.holder.and_then(|holder| peer(state, holder.host)),
         bounding: service.ever_served,
+        boot: state.hosts.get(&host).map_or(0, |host| host.boot),
     }
 }
 

@@ -4,7 +4,7 @@ use understudy_common::id::{CoordinatorId, Epoch, GenerationId, HostId, ServiceI
 use understudy_common::identity::{Identity, Principal};
 use understudy_common::spec::{CoordinatorLoss, RawServiceSpec};
 use understudy_common::units::BasisPoints;
-use understudy_common::wire::{FinalCut, Inventory, Role};
+use understudy_common::wire::{FinalCut, Inventory, Refusal, Role};
 
 use super::{
     Cause, Change, Command, Coordinators, EventKind, GrantReason, Hold, MoveReason, Outcome, State,
@@ -203,6 +203,19 @@ fn a_rebooted_shadow_leaves_the_promotable_set_and_a_rebooted_holder_serves_nobo
     assert!(state.services[&KV].shadows.is_empty());
     apply(&mut state, register(1, 9));
     assert_eq!(orders_for(&state, HostId(1))[0].role, Role::Idle);
+}
+
+#[test]
+fn an_order_is_for_the_boot_that_the_state_knows_and_another_boot_does_not_obey() {
+    let mut state = served();
+    let before = orders_for(&state, HostId(1)).remove(0);
+    assert!(matches!(before.role, Role::Serve { .. }));
+    assert_eq!(before.check_boot(1), Ok(()));
+    assert!(matches!(before.check_boot(9), Err(Refusal::Invalid(_))));
+    apply(&mut state, register(1, 9));
+    let after = orders_for(&state, HostId(1)).remove(0);
+    assert_eq!(after.check_boot(9), Ok(()));
+    assert!(matches!(after.check_boot(1), Err(Refusal::Invalid(_))));
 }
 
 #[test]

@@ -159,6 +159,9 @@ impl Host {
     }
 
     pub fn handle_order(&mut self, now: BootTime, rng: &mut Rng, order: Order) -> Result<Response, String> {
+        if let Err(refusal) = order.check_boot(self.boot) {
+            return Ok(Response::Refused(refusal));
+        }
         let slot = self.slots.entry(order.service).or_default();
         if order.epoch < slot.seen {
             let seen = slot.seen;

@@ -166,3 +166,29 @@ fn the_same_world_plans_the_same() {
     let twice = world.with_facts(|state, facts| (plan(state, facts), plan(state, facts)));
     assert_eq!(twice.0, twice.1);
 }
+
+#[test]
+fn a_released_holder_that_reports_its_fence_is_taken_at_its_word() {
+    check(
+        &World::steady().released(),
+        expect![[r#"
+        would:
+          kv: record that e1 is fenced, because the holder reports that its gate is closed
+        would not:
+          nothing
+    "#]],
+    );
+}
+
+#[test]
+fn what_another_boot_of_a_released_holder_reports_ends_nothing() {
+    check(
+        &World::steady().released().rebooted(1),
+        expect![[r#"
+        would:
+          nothing
+        would not:
+          kv: a closes its gate for the handover to b
+    "#]],
+    );
+}

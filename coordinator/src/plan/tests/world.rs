@@ -201,6 +201,41 @@ impl World {
         self
     }
 
+    /// The host lost its power and came back: it reports what it reported before, of another boot.
+    pub fn rebooted(mut self, host: u32) -> Self {
+        let host = HostId(host);
+        let known = self.state.hosts[&host].clone();
+        let boot = known.boot + 1;
+        self.commit(Change::RegisterHost {
+            host,
+            name: known.name,
+            boot,
+            addr: known.addr,
+            version: known.version,
+            inventory: known.inventory,
+            domain: known.domain,
+        });
+        let seen = self.seen.get_mut(&host).expect("a host");
+        seen.report.as_mut().expect("a report").boot = boot;
+        self
+    }
+
+    /// kv is on its way from a to b, and a reports its fence and a last cut.
+    pub fn released(mut self) -> Self {
+        let (service, epoch, to) = (KV, Epoch(1), HostId(2));
+        let reason = MoveReason::Operator;
+        self.commit(Change::BeginHandover {
+            service,
+            epoch,
+            to,
+            reason,
+        });
+        let report = self.report_of(HostId(1), service);
+        report.serving = None;
+        report.fenced = epoch;
+        self
+    }
+
     pub fn no_shadow(self, host: u32) -> Self {
         self.apply(Change::RemoveShadow {
             service: KV,
