@@ -196,8 +196,9 @@ async fn watch_host(
     // Dropped with this future, which ends it.
     let mut forwarding = JoinSet::new();
     if let Some(told) = telemetry.exits() {
+        let forwarded = told.forward(exits);
         forwarding.spawn(async move {
-            if let Err(error) = told.forward(exits).await {
+            if let Err(error) = forwarded.await {
                 tracing::warn!(%error, "the kernel no longer tells how services' processes end");
             }
         });

@@ -71,22 +71,26 @@ impl Exits {
         })
     }
 
-    /// Hands every end to whoever watches its cgroup, until the ring cannot be waited for.
+    /// Has the kernel push from now on, and hands every end to whoever watches its cgroup, until the ring
+    /// cannot be waited for.
     ///
     /// # Errors
     /// Why it cannot.
-    pub async fn forward(self, watch: ExitWatch) -> io::Result<()> {
-        watch.attach(self.watched)?;
-        // SAFETY: the ring owns one descriptor, which stays open and the same until the drop.
-        let mut ring = unsafe { AsyncFd::register_with_interest(self.ring, Interest::READABLE) }?;
-        loop {
-            let mut ready = ring.readable_mut().await?;
-            while let Some(item) = ready.get_inner_mut().next() {
-                if let Some(exit) = Exit::from_bytes(&item) {
-                    watch.tell(exit);
+    pub fn forward(self, watch: ExitWatch) -> impl Future<Output = io::Result<()>> + Send {
+        let attached = watch.attach(self.watched);
+        async move {
+            attached?;
+            // SAFETY: the ring owns one descriptor, which stays open and the same until the drop.
+            let mut ring = unsafe { AsyncFd::register_with_interest(self.ring, Interest::READABLE) }?;
+            loop {
+                let mut ready = ring.readable_mut().await?;
+                while let Some(item) = ready.get_inner_mut().next() {
+                    if let Some(exit) = Exit::from_bytes(&item) {
+                        watch.tell(exit);
+                    }
                 }
+                ready.clear_ready();
             }
-            ready.clear_ready();
         }
     }
 }

@@ -29,9 +29,9 @@ impl Kernel {
             return None;
         };
         let watch = ExitWatch::default();
-        let forward = tokio::spawn({
-            let watch = watch.clone();
-            async move { exits.forward(watch).await.expect("the ring can be waited for") }
+        let forwarded = exits.forward(watch.clone());
+        let forward = tokio::spawn(async move {
+            forwarded.await.expect("the ring can be waited for");
         });
         Some(Self {
             watch,

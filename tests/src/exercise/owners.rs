@@ -13,7 +13,7 @@ use std::collections::BinaryHeap;
 pub struct Grant {
     pub epoch: u64,
     pub host: u8,
-    /// Boot time at which the epoch before it had surely ended; `u64::MAX` where nobody can tell.
+    /// Boot time at which the epoch before it had surely ended; `u64::MAX` where nobody can tell yet.
     pub known_ns: u64,
 }
 
@@ -45,10 +45,11 @@ pub fn attribute(grants: &[Grant], answers: &[Answered]) -> Result<Vec<usize>, S
             under_way.pop();
         }
         let ended = grants.iter().rposition(|grant| grant.known_ns < answer.sent_ns);
+        let answered = floor;
         floor = floor.max(ended.unwrap_or(0));
         let fits = (floor..grants.len()).find(|place| grants[*place].host == answer.host);
         let Some(place) = fits else {
-            return Err(second_server(grants, floor, answer));
+            return Err(second_server(grants, floor, floor > answered, answer));
         };
         places[at] = place;
         under_way.push(Reverse((answer.answered_ns, place)));
@@ -56,11 +57,15 @@ pub fn attribute(grants: &[Grant], answers: &[Answered]) -> Result<Vec<usize>, S
     Ok(places)
 }
 
-fn second_server(grants: &[Grant], floor: usize, answer: Answered) -> String {
-    let owner = grants.get(floor).map_or_else(
-        || "nobody was granted an epoch".to_owned(),
-        |grant| format!("e{} was granted to host {}", grant.epoch, grant.host),
-    );
+/// `told`: the coordinators' events speak against it, not an answer of somebody else.
+fn second_server(grants: &[Grant], floor: usize, told: bool, answer: Answered) -> String {
+    let owner = match grants.get(floor) {
+        None => "nobody was granted an epoch".to_owned(),
+        Some(Grant { epoch, host, .. }) if told => {
+            format!("the events say that e{epoch} of host {host} had begun")
+        }
+        Some(Grant { epoch, host, .. }) => format!("e{epoch} of host {host} was answering"),
+    };
     format!(
         "two servers: host {} answered a question sent at {} ns (answered at {} ns) when {owner} already",
         answer.host, answer.sent_ns, answer.answered_ns
@@ -102,7 +107,11 @@ mod tests {
     fn an_answer_after_the_next_owners_answer_is_a_second_server() {
         let grants = grants(&[(1, LATE), (2, LATE)]);
         let answers = answers(&[(1, 10, 20), (2, 30, 40), (1, 41, 50)]);
-        assert!(attribute(&grants, &answers).unwrap_err().contains("host 1"));
+        let why = attribute(&grants, &answers).unwrap_err();
+        assert!(
+            why.contains("host 1") && why.contains("e2 of host 2 was answering"),
+            "{why}"
+        );
     }
 
     #[test]
@@ -116,7 +125,11 @@ mod tests {
     fn an_answer_after_the_next_grant_is_a_second_server() {
         let grants = grants(&[(1, 0), (2, 100)]);
         assert!(attribute(&grants, &answers(&[(1, 99, 120)])).is_ok());
-        assert!(attribute(&grants, &answers(&[(1, 101, 120)])).is_err());
+        let why = attribute(&grants, &answers(&[(1, 101, 120)])).unwrap_err();
+        assert!(
+            why.contains("the events say that e2 of host 2 had begun"),
+            "{why}"
+        );
     }
 
     #[test]

@@ -113,6 +113,15 @@ impl Events {
                 known_ns: if planned { known_ns } else { u64::MAX },
             });
         }
+        // Its gate is open: that of the epoch before it is not, whatever held it back until now.
+        if kind == "serving"
+            && let Some(epoch) = text
+                .rsplit_once(" serves e")
+                .and_then(|(_, epoch)| epoch.parse::<u64>().ok())
+            && let Some(grant) = self.grants.iter_mut().find(|grant| grant.epoch == epoch)
+        {
+            grant.known_ns = grant.known_ns.min(known_ns);
+        }
     }
 }
 
@@ -140,5 +149,17 @@ mod tests {
             known_ns: 50,
         };
         assert_eq!((events.grants.as_slice(), events.planned), (&[grant][..], 1));
+    }
+
+    #[test]
+    fn an_epoch_after_a_lease_end_ends_the_one_before_it_when_it_serves() {
+        let mut events = Events::default();
+        let told =
+            |seq: u64, kind: &str, text: &str| json!({"seq": seq, "kind": kind, "host": 2, "text": text});
+        events.take(&told(1, "granted", "ledger: e3 goes to b (lease of a ended)"), 50);
+        assert_eq!(events.grants[0].known_ns, u64::MAX);
+        events.take(&told(2, "serving", "ledger: b serves e3"), 70);
+        events.take(&told(3, "serving", "ledger: b serves e3"), 90);
+        assert_eq!(events.grants[0].known_ns, 70);
     }
 }

@@ -4,6 +4,7 @@ use std::fs;
 use std::io::{BufRead as _, BufReader, Write as _};
 use std::net::{Ipv4Addr, SocketAddr, TcpStream};
 use std::ops::{Deref, DerefMut};
+use std::path::Path;
 use std::time::Duration;
 
 use anyhow::Result;
@@ -105,6 +106,23 @@ health = {{ tcp = "127.0.0.1:{PORT}" }}
             .join(SERVICE)
             .join("cgroup.procs");
         Ok(!fs::read_to_string(procs)?.is_empty())
+    }
+
+    /// Copies out the logs of all programs, and what each host's workload said.
+    pub fn save_logs(&self, to: &Path) -> Result<()> {
+        self.bed.save_logs(to)?;
+        let log = self
+            .bed
+            .disk_mount_point()
+            .join(format!("understudy/log/{SERVICE}.log"));
+        for host in &self.hosts {
+            let from = host.path(&log);
+            // A host that never ran it has none.
+            if from.exists() {
+                fs::copy(from, to.join(format!("{}-{SERVICE}.log", host.name())))?;
+            }
+        }
+        Ok(())
     }
 
     pub fn leader(&self) -> Result<usize> {

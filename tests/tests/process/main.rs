@@ -78,7 +78,7 @@ fn tell(area: &str, story: impl FnOnce(&mut Cluster) -> Result<()>) -> Result<()
         let logs = Path::new(env!("CARGO_MANIFEST_DIR"))
             .join("../target/process-logs")
             .join(area);
-        cluster.bed.save_logs(&logs)?;
+        cluster.save_logs(&logs)?;
         eprintln!("the logs are in {}", logs.display());
     }
     outcome
