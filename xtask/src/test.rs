@@ -1,7 +1,7 @@
 //! `cargo xtask test`: sets up, builds, runs every tier, and names the tiers that could not run.
 
-use std::fs;
 use std::process::Command;
+use std::{fs, iter};
 
 use anyhow::Result;
 
@@ -10,6 +10,8 @@ use crate::{ebpf, repo, setup};
 
 /// Where nextest leaves what each test printed; see `.config/nextest.toml`.
 const REPORT: &str = "target/nextest/default/junit.xml";
+/// Packages with tests that load kernel programs or make namespaces and disks.
+const ROOT_PACKAGES: [&str; 3] = ["understudy-agent", "understudy-testbed", "xtask"];
 
 /// Whether all tests passed.
 pub(crate) fn run(arguments: &[String]) -> Result<bool> {
@@ -20,24 +22,66 @@ pub(crate) fn run(arguments: &[String]) -> Result<bool> {
     if ask(cargo().args(["nextest", "--version"])).is_none() {
         return without_nextest(arguments);
     }
-    let report = repo::root().join(REPORT);
-    let _ = fs::remove_file(&report);
-    let mut tests = cargo();
-    tests.args(["nextest", "run", "--workspace"]).args(arguments);
-    run_as_root(&mut tests);
-    let passed = succeeds(&mut tests)?;
-    for (test, reason) in skipped(&fs::read_to_string(report).unwrap_or_default()) {
-        say("skipped", format!("{test}: {reason}"));
+    let passes = if can_become_root() {
+        vec![Pass::AsUser, Pass::AsRoot]
+    } else {
+        vec![Pass::Together]
+    };
+    let mut passed = true;
+    for pass in passes {
+        passed &= pass.run(arguments)?;
     }
     Ok(passed)
+}
+
+/// Which tests run together.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Pass {
+    /// All, as whoever asks.
+    Together,
+    /// Those of the packages that need no root.
+    AsUser,
+    /// Those of [`ROOT_PACKAGES`].
+    AsRoot,
+}
+
+impl Pass {
+    /// Whether all its tests passed.
+    fn run(self, arguments: &[String]) -> Result<bool> {
+        let report = repo::root().join(REPORT);
+        let _ = fs::remove_file(&report);
+        let mut tests = cargo();
+        // Arguments may name tests of the other pass only.
+        tests.args(["nextest", "run", "--no-tests", "pass"]);
+        tests.args(self.packages()).args(arguments);
+        if self == Self::AsRoot {
+            run_as_root(&mut tests);
+        }
+        let passed = succeeds(&mut tests)?;
+        for (test, reason) in skipped(&fs::read_to_string(report).unwrap_or_default()) {
+            say("skipped", format!("{test}: {reason}"));
+        }
+        Ok(passed)
+    }
+
+    fn packages(self) -> Vec<&'static str> {
+        let each = |option| ROOT_PACKAGES.iter().flat_map(move |package| [option, *package]);
+        match self {
+            Self::Together => vec!["--workspace"],
+            Self::AsUser => iter::once("--workspace").chain(each("--exclude")).collect(),
+            Self::AsRoot => each("--package").collect(),
+        }
+    }
+}
+
+/// Whether tests that need root can have it although this program is not root.
+fn can_become_root() -> bool {
+    !is_root() && succeeds(command("sudo").args(["-n", "true"])).unwrap_or(false)
 }
 
 /// Kernel programs, namespaces and loop disks need root. Where it can be had without a question the test
 /// programs get it; else the tiers that need it say that they were skipped.
 fn run_as_root(tests: &mut Command) {
-    if is_root() || !succeeds(command("sudo").args(["-n", "true"])).unwrap_or(false) {
-        return;
-    }
     let runner = [
         &["sudo".to_owned(), "-n".to_owned(), "-E".to_owned()][..],
         &root_environment(),
@@ -60,7 +104,9 @@ fn without_nextest(arguments: &[String]) -> Result<bool> {
         .args(arguments);
     // What passing tests print names the tiers that could not run.
     tests.args(["--", "--test-threads=1", "--show-output"]);
-    run_as_root(&mut tests);
+    if can_become_root() {
+        run_as_root(&mut tests);
+    }
     succeeds(&mut tests)
 }
 
@@ -83,6 +129,23 @@ fn skipped(report: &str) -> Vec<(String, String)> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn every_package_is_in_one_pass() {
+        assert_eq!(
+            Pass::AsUser.packages()[..3],
+            ["--workspace", "--exclude", ROOT_PACKAGES[0]]
+        );
+        let named = |pass: Pass| {
+            let words = pass.packages();
+            ROOT_PACKAGES
+                .iter()
+                .filter(|package| words.contains(package))
+                .count()
+        };
+        assert_eq!(named(Pass::AsUser), ROOT_PACKAGES.len());
+        assert_eq!(named(Pass::AsRoot), ROOT_PACKAGES.len());
+    }
 
     #[test]
     fn skipped_tests_are_named_with_their_reason() {
