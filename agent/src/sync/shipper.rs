@@ -4,7 +4,7 @@
 //! is sent only with the content that the manifest names, or not at all in this round. Bytes on the
 //! way to a shadow are bounded; a slow shadow gets later, larger differences.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::fs::File;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -22,6 +22,9 @@ use super::roots::read_range;
 
 /// Bytes on the way to one shadow.
 const INFLIGHT_BYTES_MAX: usize = 32 << 20;
+/// Generations that one shadow may have left to acknowledge. Each costs it a write to its disk, so one that
+/// is behind catches up with a single larger generation instead of working off all it missed.
+pub const UNACKED_MAX: usize = 4;
 /// Content of one write operation.
 const WRITE_BYTES_MAX: usize = 256 << 10;
 
@@ -64,6 +67,8 @@ pub struct Shipper {
     at: Option<Manifest>,
     /// Cut that was sealed last on this stream.
     sealed: Option<GenerationId>,
+    /// Those that the shadow has not acknowledged, oldest first; at most [`UNACKED_MAX`].
+    unacked: VecDeque<GenerationId>,
     begun: bool,
     pages: Manifest,
     whole: bool,
@@ -82,6 +87,7 @@ impl Shipper {
             pipe,
             at: None,
             sealed: None,
+            unacked: VecDeque::new(),
             begun: false,
             pages: Manifest::default(),
             whole: true,
@@ -121,7 +127,10 @@ impl Shipper {
                 }
                 true
             }
-            Answer::Sealed { .. } => true,
+            Answer::Sealed { generation } => {
+                self.unacked.retain(|sealed| *sealed > generation);
+                true
+            }
             Answer::Refused { .. } => false,
         }
     }
@@ -129,7 +138,7 @@ impl Shipper {
     /// Sends as much of the way to `cut` as there is room and content for.
     pub fn ship(&mut self, cut: &Cut, cutter: &Cutter) -> Sent {
         let mut sent = Sent::default();
-        if self.sealed == Some(cut.generation) || self.pipe.is_full() {
+        if self.sealed == Some(cut.generation) || self.pipe.is_full() || self.unacked.len() >= UNACKED_MAX {
             return sent;
         }
         let Some(mut at) = self.at.take() else { return sent };
@@ -191,6 +200,7 @@ impl Shipper {
                 digest: cut.digest,
             });
             self.sealed = Some(cut.generation);
+            self.unacked.push_back(cut.generation);
             self.begun = false;
             self.whole = false;
         }

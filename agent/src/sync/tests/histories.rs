@@ -16,7 +16,7 @@ use super::pair::{Act, tree};
 use crate::sync::cutter::{Cutter, Delta};
 use crate::sync::roots::Roots;
 use crate::sync::scan::ScanSource;
-use crate::sync::shipper::{Cut, Pipe, Shipper};
+use crate::sync::shipper::{Cut, Pipe, Shipper, UNACKED_MAX};
 use crate::sync::store::Store;
 use crate::sync::tracker::ChangeSource;
 
@@ -152,7 +152,12 @@ impl Joined {
     }
 
     pub fn deliver(&mut self) {
-        for raw in self.frames() {
+        let frames = self.frames();
+        self.hand_over(frames);
+    }
+
+    fn hand_over(&mut self, frames: Vec<Vec<u8>>) {
+        for raw in frames {
             let frame = wire::decode(&raw).expect("sound");
             for answer in self.store.handle(EPOCH, frame, &raw).expect("taken") {
                 self.shipper.answer(answer, self.cut.as_ref());
@@ -160,6 +165,51 @@ impl Joined {
             self.store.checkpoint().expect("applied");
         }
     }
+}
+
+#[test]
+fn a_shadow_that_is_behind_catches_up_with_one_generation() {
+    let dir = tempfile::Builder::new()
+        .prefix("ussync")
+        .tempdir_in("/dev/shm")
+        .expect("tmpfs");
+    let (from, to, state) = (
+        dir.path().join("from"),
+        dir.path().join("to"),
+        dir.path().join("state"),
+    );
+    std::fs::create_dir(&from).expect("fresh");
+    let mut joined = Joined::new(&from, &to, &state);
+    let sealed = |frames: &[Vec<u8>]| {
+        let seal = |raw: &&Vec<u8>| matches!(wire::decode(raw).expect("sound"), Frame::Seal { .. });
+        frames.iter().filter(seal).count()
+    };
+    let mut waiting = Vec::new();
+    for n in 1..=12 {
+        let content: String = (0..n * 700).map(|word| format!("{word} ")).collect();
+        std::fs::write(from.join("log"), content).expect("writable");
+        std::fs::write(from.join(n.to_string()), "new").expect("writable");
+        joined.cut(n);
+        waiting.extend(joined.frames());
+    }
+    assert_eq!(
+        sealed(&waiting),
+        UNACKED_MAX,
+        "more are not begun before it answers"
+    );
+    joined.hand_over(waiting);
+    assert_eq!(
+        joined.store.generation(),
+        Some(GenerationId { epoch: EPOCH, n: 4 })
+    );
+    let rest = joined.frames();
+    assert_eq!(sealed(&rest), 1, "all that it missed is one");
+    joined.hand_over(rest);
+    assert_eq!(
+        joined.store.generation(),
+        Some(GenerationId { epoch: EPOCH, n: 12 })
+    );
+    assert_eq!(tree(&from), tree(&to));
 }
 
 proptest! {
