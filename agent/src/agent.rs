@@ -112,10 +112,17 @@ pub async fn run(config: AgentConfig) -> Result<(), AgentError> {
         asked: asked.clone(),
         lists,
         endpoint: endpoint.clone(),
+        open: watch::Sender::default(),
     };
+    let renewal = net::keep_renewed(
+        endpoint.clone(),
+        config.certificate.clone(),
+        said.open.subscribe(),
+    );
     let registry = Registry::default();
     // Dropped with this future, which ends them all.
     let mut tasks = JoinSet::new();
+    tasks.spawn(renewal);
     tasks.spawn(net::follow(
         endpoint.clone(),
         config.state_dir.clone(),

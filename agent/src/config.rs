@@ -98,6 +98,8 @@ pub struct AgentConfig {
     /// Where other hosts' agents reach this one; also told to the coordinators.
     pub listen: SocketAddr,
     pub credentials: Credentials,
+    /// Where its certificate is, and renewed ones go.
+    pub certificate: PathBuf,
     pub coordinators: Vec<Coordinator>,
     pub telemetry: TelemetryConfig,
     /// On a bpffs.
@@ -210,6 +212,7 @@ impl AgentConfig {
             state_dir: file.absolute("state_dir", raw.state_dir)?,
             listen,
             credentials,
+            certificate: file.resolve(&identity.cert),
             coordinators: file.coordinators(&raw.coordinators)?,
             telemetry: raw.telemetry,
             pin_dir: file.absolute("bpf.pin_dir", raw.bpf.pin_dir)?,

@@ -11,6 +11,7 @@ use std::sync::Arc;
 use rustls::RootCertStore;
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use x509_parser::certificate::X509Certificate;
 
 use crate::id::{CoordinatorId, HostId};
 
@@ -125,6 +126,57 @@ impl Identity {
     }
 }
 
+/// From when to when a certificate counts: seconds of wall clocks since 1970.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Lifetime {
+    pub begins_s: i64,
+    pub ends_s: i64,
+}
+
+impl Lifetime {
+    /// # Errors
+    /// [`IdentityError::Certificate`] when it cannot be read.
+    pub fn of_certificate(der: &CertificateDer<'_>) -> Result<Self, IdentityError> {
+        Ok(Self::of(&parse(der)?))
+    }
+
+    fn of(parsed: &X509Certificate<'_>) -> Self {
+        let validity = parsed.validity();
+        Self {
+            begins_s: validity.not_before.timestamp(),
+            ends_s: validity.not_after.timestamp(),
+        }
+    }
+}
+
+fn parse<'a>(der: &'a CertificateDer<'_>) -> Result<X509Certificate<'a>, IdentityError> {
+    let parsed = x509_parser::parse_x509_certificate(der);
+    let (_, parsed) = parsed.map_err(|error| IdentityError::Certificate(error.to_string()))?;
+    Ok(parsed)
+}
+
+/// What an end-entity certificate says, whoever signed it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Certificate {
+    pub identity: Identity,
+    pub lifetime: Lifetime,
+    /// DER of its `SubjectPublicKeyInfo`.
+    pub public_key: Vec<u8>,
+}
+
+impl Certificate {
+    /// # Errors
+    /// As [`Identity::of_certificate`].
+    pub fn read(der: &CertificateDer<'_>) -> Result<Self, IdentityError> {
+        let parsed = parse(der)?;
+        Ok(Self {
+            identity: Identity::of_certificate(der)?,
+            lifetime: Lifetime::of(&parsed),
+            public_key: parsed.public_key().raw.to_vec(),
+        })
+    }
+}
+
 /// The serial number of a certificate; `salt` tells those of one enrolment apart.
 pub fn serial_number(enrolment: u32, salt: &[u8]) -> [u8; SERIAL_BYTES] {
     let mut serial = [0; SERIAL_BYTES];
@@ -168,7 +220,7 @@ pub struct Credentials {
     ca: CertificateDer<'static>,
     chain: Vec<CertificateDer<'static>>,
     key: PrivateKeyDer<'static>,
-    identity: Identity,
+    certificate: Certificate,
 }
 
 impl Clone for Credentials {
@@ -177,7 +229,7 @@ impl Clone for Credentials {
             ca: self.ca.clone(),
             chain: self.chain.clone(),
             key: self.key.clone_key(),
-            identity: self.identity,
+            certificate: self.certificate.clone(),
         }
     }
 }
@@ -195,29 +247,40 @@ impl Credentials {
             }
         };
         let ca = CertificateDer::from_pem_slice(ca).map_err(pem("the CA certificate"))?;
-        let chain = CertificateDer::pem_slice_iter(chain)
-            .collect::<Result<Vec<_>, _>>()
-            .map_err(pem("the certificate"))?;
         let key = PrivateKeyDer::from_pem_slice(key).map_err(pem("the private key"))?;
-        let leaf = chain.first().ok_or(IdentityError::Pem {
-            what: "the certificate",
-            why: "no certificate in it".to_owned(),
-        })?;
-        let identity = Identity::of_certificate(leaf)?;
+        let (chain, certificate) = read_chain(chain)?;
         Ok(Self {
             ca,
             chain,
             key,
-            identity,
+            certificate,
+        })
+    }
+
+    /// The same CA and key with another certificate chain, PEM.
+    ///
+    /// # Errors
+    /// [`IdentityError`] when it is not PEM or the certificate names no principal.
+    pub fn with_chain(&self, chain: &[u8]) -> Result<Self, IdentityError> {
+        let (chain, certificate) = read_chain(chain)?;
+        Ok(Self {
+            chain,
+            certificate,
+            ..self.clone()
         })
     }
 
     pub const fn principal(&self) -> Principal {
-        self.identity.principal
+        self.certificate.identity.principal
     }
 
     pub const fn identity(&self) -> Identity {
-        self.identity
+        self.certificate.identity
+    }
+
+    /// What its certificate says.
+    pub const fn certificate(&self) -> &Certificate {
+        &self.certificate
     }
 
     pub const fn ca(&self) -> &CertificateDer<'static> {
@@ -240,6 +303,21 @@ impl Credentials {
     pub fn roots(&self) -> Result<Arc<RootCertStore>, IdentityError> {
         roots(&self.ca)
     }
+}
+
+fn read_chain(pem: &[u8]) -> Result<(Vec<CertificateDer<'static>>, Certificate), IdentityError> {
+    let wrong = |why: String| IdentityError::Pem {
+        what: "the certificate",
+        why,
+    };
+    let chain = CertificateDer::pem_slice_iter(pem)
+        .collect::<Result<Vec<_>, _>>()
+        .map_err(|error| wrong(error.to_string()))?;
+    let leaf = chain
+        .first()
+        .ok_or_else(|| wrong("no certificate in it".to_owned()))?;
+    let certificate = Certificate::read(leaf)?;
+    Ok((chain, certificate))
 }
 
 /// Trusts one CA alone.

@@ -22,6 +22,8 @@ pub mod key_path;
 #[cfg(feature = "std")]
 pub mod lease;
 #[cfg(feature = "std")]
+pub mod renewal;
+#[cfg(feature = "std")]
 pub mod revocation;
 #[cfg(feature = "std")]
 pub mod spec;

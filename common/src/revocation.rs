@@ -23,6 +23,11 @@ impl Revocations {
         self.floors.get(&principal).copied().unwrap_or(0)
     }
 
+    /// Each principal of which certificates are refused, with its floor.
+    pub fn floors(&self) -> impl Iterator<Item = (Principal, u32)> {
+        self.floors.iter().map(|(principal, floor)| (*principal, *floor))
+    }
+
     /// A certificate that carries no enrolment is refused with the first revocation of its principal.
     pub fn refuses(&self, identity: Identity) -> bool {
         let floor = self.floor(identity.principal);

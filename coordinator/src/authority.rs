@@ -12,10 +12,12 @@
 use rcgen::{
     BasicConstraints, CertificateParams, CertificateSigningRequestParams, DnType, ExtendedKeyUsagePurpose,
     GeneralSubtree, IsCa, Issuer, KeyPair, KeyUsagePurpose, NameConstraints, PublicKey, PublicKeyData,
-    SerialNumber,
+    SerialNumber, SubjectPublicKeyInfo,
 };
+use rustls_pki_types::CertificateDer;
+use rustls_pki_types::pem::PemObject as _;
 use time::{Duration, OffsetDateTime};
-use understudy_common::identity::{Principal, serial_number};
+use understudy_common::identity::{Lifetime, Principal, serial_number};
 
 /// The CA outlives every leaf that it is asked for at the start, and at least this long.
 pub const CA_DAYS_MIN: u32 = 3_650;
@@ -23,8 +25,9 @@ const CA_NAME: &str = "Understudy cluster CA";
 const ISSUER_NAME: &str = "Understudy cluster issuer";
 /// The enrolment of certificates that are made without asking the cluster.
 const FIRST_ENROLMENT: u32 = 1;
-/// Certificates begin this much earlier than asked, so that hosts whose wall clocks lag accept them.
-const BACKDATE: Duration = Duration::hours(24);
+/// Certificates begin this much earlier than asked, so that hosts whose wall clocks lag accept them; those
+/// that are valid for less than twice as long, by half of that.
+const BACKDATE_MAX: Duration = Duration::hours(24);
 
 #[derive(Debug, thiserror::Error)]
 #[error("cannot make a certificate for {subject}")]
@@ -49,9 +52,23 @@ pub struct Validity {
 
 impl Validity {
     pub fn days_from(now: OffsetDateTime, days: u32) -> Self {
+        Self::from(now, Duration::days(i64::from(days)))
+    }
+
+    pub fn from(now: OffsetDateTime, valid: Duration) -> Self {
+        let half: Duration = valid / 2;
         Self {
-            not_before: now - BACKDATE,
-            not_after: now + Duration::days(i64::from(days)),
+            not_before: now - half.min(BACKDATE_MAX),
+            not_after: now + valid,
+        }
+    }
+
+    /// No longer than until `end`: a certificate is worth nothing after the one that vouches for it.
+    #[must_use]
+    pub fn until(self, end: OffsetDateTime) -> Self {
+        Self {
+            not_after: self.not_after.min(end),
+            ..self
         }
     }
 }
@@ -215,6 +232,27 @@ impl Authority {
     }
 }
 
+/// The key of somebody who has a certificate, from its DER.
+///
+/// # Errors
+/// [`AuthorityError`] when it is none that certificates are made for.
+pub fn key_from_der(public_key: &[u8]) -> Result<SubjectPublicKeyInfo, AuthorityError> {
+    SubjectPublicKeyInfo::from_der(public_key).map_err(|source| AuthorityError {
+        subject: "this key".to_owned(),
+        source,
+    })
+}
+
+/// When a certificate ends, from its PEM.
+///
+/// # Errors
+/// Why it cannot be read, in plain words.
+pub fn end_of(certificate: &str) -> Result<OffsetDateTime, String> {
+    let der = CertificateDer::from_pem_slice(certificate.as_bytes()).map_err(|error| error.to_string())?;
+    let lifetime = Lifetime::of_certificate(&der).map_err(|error| error.to_string())?;
+    OffsetDateTime::from_unix_timestamp(lifetime.ends_s).map_err(|error| error.to_string())
+}
+
 /// The key in a certificate request. What else the request says does not count: the cluster decides
 /// who its holder is.
 ///
@@ -299,6 +337,27 @@ mod tests {
         assert_eq!(credentials.principal(), principal);
         assert_eq!(credentials.identity().enrolment, 3);
         assert_eq!(credentials.chain().len(), 2);
+    }
+
+    #[test]
+    fn a_renewed_certificate_has_the_key_of_the_one_before() {
+        let now = OffsetDateTime::now_utc();
+        let validity = Validity::from(now, Duration::seconds(20));
+        let ca = Authority::new(Validity::days_from(now, 1)).unwrap();
+        let pem = ca.pair().certificate.as_bytes();
+        let principal = Principal::Host(HostId(7));
+        let pair = ca.issue(principal, validity).unwrap();
+        let old = Credentials::from_pem(pem, pair.certificate.as_bytes(), pair.key.as_bytes()).unwrap();
+        let key = key_from_der(&old.certificate().public_key).unwrap();
+        let later = Validity::from(now, Duration::seconds(90));
+        let chain = ca.certify(principal, 1, later, &key).unwrap();
+        let new = old.with_chain(chain.as_bytes()).unwrap();
+        assert_eq!(new.certificate().public_key, old.certificate().public_key);
+        assert_eq!(new.identity(), old.identity());
+        let (old, new) = (old.certificate().lifetime, new.certificate().lifetime);
+        assert_eq!(new.ends_s - old.ends_s, 70);
+        assert_eq!(old.ends_s - old.begins_s, 30);
+        assert!(key_from_der(b"no key").is_err());
     }
 
     #[test]

@@ -13,11 +13,12 @@ use std::time::Duration;
 use raft::eraftpb::Message;
 use tokio::sync::{mpsc, oneshot};
 use understudy_common::id::{CoordinatorId, HostId};
-use understudy_common::identity::Principal;
+use understudy_common::identity::{Certificate, Principal};
 use understudy_common::units::BootTime;
 use understudy_common::wire::{Operate, Refusal, Request, Response};
 
 use crate::api;
+use crate::certificates::Certificates;
 use crate::clock::{boot_now, wall_ms};
 use crate::forecast::{ForecastStatus, Tick};
 use crate::issuer::{self, Issuer, RequestedKey};
@@ -58,6 +59,13 @@ pub enum Event {
         arrived: bool,
     },
     HostGone(HostId),
+    /// Somebody showed it, or this coordinator has it from now on; it was verified.
+    Certificate(Certificate),
+    /// The principal that made its link with this certificate asks for the next one.
+    Renewal {
+        certificate: Certificate,
+        reply: oneshot::Sender<Response>,
+    },
     /// What the model says in this tick, whose work began then.
     Scores {
         tick: Tick,
@@ -67,9 +75,28 @@ pub enum Event {
 
 struct Pending {
     reply: oneshot::Sender<Response>,
-    status: bool,
+    document: Document,
     /// What a newcomer's certificate is for.
     key: Option<RequestedKey>,
+}
+
+/// What the shell adds to the replica's document.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Document {
+    /// Nothing.
+    Plain,
+    Status,
+    Certificates,
+}
+
+impl Document {
+    const fn of(request: &Request) -> Self {
+        match request {
+            Request::Operate(Operate::Status) => Self::Status,
+            Request::Operate(Operate::Certificates) => Self::Certificates,
+            _ => Self::Plain,
+        }
+    }
 }
 
 pub struct Core {
@@ -87,6 +114,7 @@ pub struct Core {
     refused: u64,
     /// None: this coordinator admits nobody.
     issuer: Option<Issuer>,
+    certificates: Certificates,
 }
 
 impl Core {
@@ -108,6 +136,7 @@ impl Core {
             full: false,
             refused: 0,
             issuer,
+            certificates: Certificates::default(),
         }
     }
 
@@ -177,6 +206,8 @@ impl Core {
             Event::Snapshot { from, message } => self.replica.handle_message(now, from, message),
             Event::SnapshotSent { to, arrived: true } => self.replica.handle_snapshot_delivered(now, to),
             Event::SnapshotSent { to, arrived: false } => self.replica.handle_undelivered(now, to, true),
+            Event::Certificate(certificate) => self.certificates.note(wall_ms(), &certificate),
+            Event::Renewal { certificate, reply } => answer(reply, self.renew(now, &certificate)),
             Event::HostGone(host) => self.replica.handle_host_gone(now, host),
             Event::Scores { tick, began } => {
                 self.forecast.follow(&tick);
@@ -195,7 +226,8 @@ impl Core {
         request: Request,
         reply: oneshot::Sender<Response>,
     ) {
-        let status = from == Principal::Operator && matches!(request, Request::Operate(Operate::Status));
+        let document = Document::of(&request);
+        let status = from == Principal::Operator && document == Document::Status;
         if status && self.replica.leader().is_none() {
             // Nobody else knows better: this one tells what it sees.
             let document = self.replica.status(now).to_string();
@@ -221,8 +253,15 @@ impl Core {
         };
         self.last_request += 1;
         let id = RequestId(self.last_request);
-        self.pending.insert(id, Pending { reply, status, key });
+        self.pending.insert(id, Pending { reply, document, key });
         self.replica.handle_request(now, wall_ms(), from, id, request);
+    }
+
+    fn renew(&mut self, now: BootTime, certificate: &Certificate) -> Response {
+        if self.issuer.is_some() && !self.certificates.may_sign(now, certificate.identity.principal) {
+            return Response::Refused(Refusal::Busy("certificates to sign".to_owned()));
+        }
+        issuer::renew(self.issuer.as_ref(), self.replica.state(), certificate)
     }
 
     fn drain(&mut self) -> Result<(), RunError> {
@@ -289,9 +328,11 @@ impl Core {
             return;
         };
         let response = match response {
-            Response::Document(document) if waiting.status => {
-                Response::Document(api::status(&document, &self.forecast))
-            }
+            Response::Document(document) => Response::Document(match waiting.document {
+                Document::Plain => document,
+                Document::Status => api::status(&document, &self.forecast),
+                Document::Certificates => api::certificates(&document, &self.certificates),
+            }),
             Response::Admitted(admitted) => {
                 issuer::sign(self.issuer.as_ref(), waiting.key.as_ref(), admitted)
             }

@@ -10,7 +10,8 @@
 //! | `window` | the last beacons of each host | read a clock |
 //! | `coordinator` | the loop that owns the replica | await while state is half changed |
 //! | `forecast` | the thread that runs the model | hold up the loop |
-//! | `issuer` | the key that signs for newcomers | sign what the state did not admit |
+//! | `issuer` | the key that signs for newcomers and renews | sign what the state did not admit |
+//! | `certificates` | what was shown to this coordinator, and when it ends | note what was not verified |
 //! | `net`, `api` | links, streams, queues; documents | decide anything |
 //! | `authority`, `token` | the cluster's CA and issuer; join tokens as text | touch the disk |
 //! | `config` | files that people write, validated | guess or clamp |
@@ -18,6 +19,7 @@
 
 mod api;
 pub mod authority;
+mod certificates;
 pub mod cli;
 pub mod clock;
 pub mod config;

@@ -57,7 +57,14 @@ pub async fn run(
         .transpose()
         .map_err(RunError::Thread)?;
     let mut tasks = JoinSet::new();
-    let mut outbox = net::start(&endpoint, config.id, &events, beacons.clone(), &mut tasks);
+    let mut outbox = net::start(
+        &endpoint,
+        config.id,
+        &events,
+        beacons.clone(),
+        config.certificate,
+        &mut tasks,
+    );
     for member in &config.members {
         if replica.listens_to(member.id) {
             outbox.meet(member.id, member.addr);

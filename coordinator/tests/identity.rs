@@ -57,6 +57,7 @@ impl Coordinator {
             data_dir: dir.path().to_owned(),
             listen: addr,
             credentials,
+            certificate: dir.path().join("coordinator-1.pem"),
             members: vec![Member { id: ONE, addr }],
             joins: false,
             prediction: None,

@@ -193,6 +193,7 @@ mod tests {
             asked: mpsc::channel(1).0,
             lists,
             endpoint: agent.clone(),
+            open: watch::Sender::default(),
         };
         (said, named)
     }

@@ -1,6 +1,7 @@
 //! One coordinator: dialled again and again, told everything that all of them are told, obeyed when
 //! it leads.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -8,8 +9,8 @@ use tokio::sync::{broadcast, mpsc, oneshot, watch};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep, timeout};
 use understudy_common::beacon::{Beacon, BeaconEncoder};
-use understudy_common::id::HostId;
-use understudy_common::identity::Principal;
+use understudy_common::id::{CoordinatorId, HostId};
+use understudy_common::identity::{Credentials, Principal};
 use understudy_common::wire::{
     self, CoordinatorList, Hello, HostReport, Order, PromiseRequest, Promised, Refusal, Renew, Renewed,
     Request, Response, StreamKind,
@@ -68,13 +69,22 @@ pub struct Said {
     pub lists: mpsc::Sender<CoordinatorList>,
     /// Refuses those whom the coordinators name.
     pub endpoint: Endpoint,
+    /// Links that are up.
+    pub open: watch::Sender<Open>,
 }
+
+/// The links that are up, one for each coordinator.
+pub type Open = BTreeMap<CoordinatorId, Link>;
 
 /// Keeps a link to the coordinator for as long as the agent runs.
 pub async fn keep_linked(endpoint: Endpoint, coordinator: Coordinator, said: Said) {
     let Coordinator { id, addr } = coordinator;
     let (mut pause, mut told) = (REDIAL_MIN, false);
+    let Some(mut own) = endpoint.credentials() else {
+        return;
+    };
     loop {
+        own.mark_unchanged();
         let dialled = timeout(DIAL_MAX, endpoint.dial(addr, Principal::Coordinator(id))).await;
         match dialled.unwrap_or(Err(TransportError::Timeout(DIAL_MAX))) {
             Ok(link) => {
@@ -85,9 +95,11 @@ pub async fn keep_linked(endpoint: Endpoint, coordinator: Coordinator, said: Sai
                     Ok(()) => {
                         tracing::info!(coordinator = %id, %addr, "connected");
                         (pause, told) = (REDIAL_MIN, false);
-                        if let Err(error) = talk(&link, &said, hello).await {
+                        let listed = Listed::new(&said.open, id, &link);
+                        if let Err(error) = talk(&link, &said, hello, &mut own).await {
                             tracing::warn!(coordinator = %id, %error, "disconnected");
                         }
+                        drop(listed);
                     }
                     Err(error) if told => tracing::debug!(coordinator = %id, %error, "no link"),
                     Err(error) => {
@@ -108,12 +120,37 @@ pub async fn keep_linked(endpoint: Endpoint, coordinator: Coordinator, said: Sai
     }
 }
 
+/// A link that is up, until it is dropped.
+struct Listed<'a> {
+    open: &'a watch::Sender<Open>,
+    id: CoordinatorId,
+}
+
+impl<'a> Listed<'a> {
+    fn new(open: &'a watch::Sender<Open>, id: CoordinatorId, link: &Link) -> Self {
+        open.send_modify(|open| {
+            open.insert(id, link.clone());
+        });
+        Self { open, id }
+    }
+}
+
+impl Drop for Listed<'_> {
+    fn drop(&mut self) {
+        self.open.send_modify(|open| {
+            open.remove(&self.id);
+        });
+    }
+}
+
 async fn talk(
     link: &Link,
     said: &Said,
     hello: watch::Receiver<Option<Arc<Hello>>>,
+    own: &mut watch::Receiver<Credentials>,
 ) -> Result<(), TransportError> {
     tokio::select! {
+        ended = link.show_renewals(own) => ended,
         ended = renewals(link, said.renewals.subscribe(), &said.asked) => ended,
         ended = reports(link, said) => ended,
         ended = hellos(link, said, hello) => ended,
@@ -136,7 +173,8 @@ async fn greet(link: &Link, said: &Said) -> Result<(), TransportError> {
         | Response::Renewed(_)
         | Response::Document(_)
         | Response::Promised(_)
-        | Response::Admitted(_) => {}
+        | Response::Admitted(_)
+        | Response::Certificate(_) => {}
     }
     Ok(())
 }

@@ -28,7 +28,16 @@ pub enum Request {
     Join(Join),
     /// Coordinator → agent: whose certificates are refused, when the agent connects and when it changes.
     Revoked(Revocations),
+    /// Agent or coordinator → coordinator: asks for a new certificate of the one that the link was
+    /// made with: the same principal, enrolment and key, which the link has proved.
+    RenewCertificate,
+    /// Agent or coordinator → coordinator: what it shows from now on, on new links: DER, its own first,
+    /// then those between it and the CA. At most [`CHAIN_MAX`] certificates.
+    ShowCertificate(Vec<Vec<u8>>),
 }
+
+/// Longest chain of certificates that is looked at.
+pub const CHAIN_MAX: usize = 4;
 
 /// What a newcomer shows and wants.
 #[derive(Clone, Debug, PartialEq, Eq, rkyv::Archive, rkyv::Serialize, rkyv::Deserialize)]
@@ -77,6 +86,8 @@ pub enum Response {
     Document(String),
     Promised(Promised),
     Admitted(Admitted),
+    /// PEM: the new certificate and those between it and the CA.
+    Certificate(String),
 }
 
 #[derive(
@@ -420,6 +431,8 @@ pub enum Operate {
         host: String,
         force: bool,
     },
+    /// Whose certificates end when, as far as the leader has seen them.
+    Certificates,
 }
 
 /// Something to plan with that is not so.

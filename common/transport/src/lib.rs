@@ -6,12 +6,14 @@
 mod frame;
 mod knock;
 mod link;
+mod renewal;
 mod revoked;
 mod tls;
 
 pub use frame::{FrameReceiver, FrameSender};
 pub use knock::Knock;
 pub use link::{Endpoint, Incoming, Link, PendingCall, PendingStream};
+pub use renewal::{RenewalError, keep_renewed};
 
 /// Concurrent streams that a peer may open on one link, each way. Further opens wait.
 pub const STREAMS_MAX: u32 = 256;
@@ -31,6 +33,8 @@ pub enum TransportError {
         "TLS refused the connection: {0}; check that both certificates come from this cluster's CA, have not expired and are not revoked"
     )]
     Tls(String),
+    #[error("the certificate is not taken: {0}")]
+    Renewal(String),
     #[error("the certificate of {0} is revoked")]
     Revoked(String),
     #[error("the list of revoked certificates in {} cannot be used: {why}; remove it only if the coordinators can be reached: they send it again", path.display())]

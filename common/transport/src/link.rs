@@ -6,12 +6,15 @@ use std::time::Duration;
 
 use quinn::crypto::rustls::{QuicClientConfig, QuicServerConfig};
 use quinn::{ConnectionError, IdleTimeout, TransportConfig, VarInt};
-use rustls::pki_types::CertificateDer;
-use understudy_common::identity::{ALPN_NEWCOMER, Credentials, Identity, Principal};
+use rustls::pki_types::{CertificateDer, UnixTime};
+use rustls::server::danger::ClientCertVerifier;
+use tokio::sync::watch;
+use understudy_common::identity::{ALPN_NEWCOMER, Certificate, Credentials, Identity, Principal};
 use understudy_common::revocation::Revocations;
-use understudy_common::wire::{self, Request, Response, StreamKind};
+use understudy_common::wire::{self, CHAIN_MAX, Request, Response, StreamKind};
 
 use crate::frame::{closed, prefix};
+use crate::renewal::RenewalError;
 use crate::revoked::Watch;
 use crate::{FrameReceiver, FrameSender, STREAMS_MAX, TransportError, tls};
 
@@ -19,12 +22,24 @@ use crate::{FrameReceiver, FrameSender, STREAMS_MAX, TransportError, tls};
 /// answers to that do so for the other side: a coordinator need not wake up for each of its hosts.
 const IDLE_TIMEOUT: Duration = Duration::from_millis(3_000);
 const KEEP_ALIVE: Duration = Duration::from_millis(1_000);
+/// How long a coordinator may take to sign a certificate, or to take one in.
+const RENEW_MAX: Duration = Duration::from_secs(5);
 
 /// A bound UDP socket that accepts and dials links.
 #[derive(Clone, Debug)]
 pub struct Endpoint {
     endpoint: quinn::Endpoint,
     watch: Arc<Watch>,
+    /// None: a newcomer's.
+    own: Option<Arc<OwnCertificate>>,
+}
+
+/// What all clones of one endpoint show and believe.
+#[derive(Debug)]
+struct OwnCertificate {
+    shown: Arc<tls::Own>,
+    verifier: Arc<dyn ClientCertVerifier>,
+    credentials: watch::Sender<Credentials>,
 }
 
 impl Endpoint {
@@ -47,16 +62,28 @@ impl Endpoint {
 
     fn open(addr: SocketAddr, credentials: &Credentials, newcomers: bool) -> Result<Self, TransportError> {
         let watch = Arc::<Watch>::default();
-        let server = tls::server_config(credentials, watch.revoked(), newcomers)?;
+        let shown = Arc::new(tls::Own::new(credentials)?);
+        let verifier = tls::client_verifier(credentials, watch.revoked(), newcomers)?;
+        let server = tls::server_config(Arc::clone(&shown), Arc::clone(&verifier), newcomers)?;
         let server =
             QuicServerConfig::try_from(server).map_err(|error| TransportError::Tls(error.to_string()))?;
         let mut server = quinn::ServerConfig::with_crypto(Arc::new(server));
         server.transport_config(Arc::new(transport_config(None)));
-        let client = dialling(tls::client_config(credentials, watch.revoked())?)?;
+        let client = tls::client_config(credentials, Arc::clone(&shown), watch.revoked())?;
+        let client = dialling(client)?;
         let mut endpoint =
             quinn::Endpoint::server(server, addr).map_err(|source| TransportError::Bind { addr, source })?;
         endpoint.set_default_client_config(client);
-        Ok(Self { endpoint, watch })
+        let own = OwnCertificate {
+            shown,
+            verifier,
+            credentials: watch::Sender::new(credentials.clone()),
+        };
+        Ok(Self {
+            endpoint,
+            watch,
+            own: Some(Arc::new(own)),
+        })
     }
 
     /// For one who has no certificate yet and knows only the fingerprint of the cluster's CA: it can
@@ -71,7 +98,69 @@ impl Endpoint {
         Ok(Self {
             endpoint,
             watch: Arc::default(),
+            own: None,
         })
+    }
+
+    /// What it shows, now and whenever that is renewed; none for a newcomer.
+    pub fn credentials(&self) -> Option<watch::Receiver<Credentials>> {
+        self.own.as_ref().map(|own| own.credentials.subscribe())
+    }
+
+    /// Shows this certificate in each handshake from now on. Links that are up stay so.
+    ///
+    /// # Errors
+    /// [`TransportError::Renewal`] when it is not another one of this principal, enrolment and key that
+    /// counts now; nothing changes then.
+    pub fn renew(&self, credentials: &Credentials) -> Result<(), TransportError> {
+        let refuse = |why: &str| Err(TransportError::Renewal(why.to_owned()));
+        let Some(own) = &self.own else {
+            return refuse("a newcomer has no certificate");
+        };
+        self.check_renewal(credentials)?;
+        own.shown.replace(credentials)?;
+        own.credentials.send_replace(credentials.clone());
+        Ok(())
+    }
+
+    /// Whether [`renew`](Self::renew) would take it.
+    pub(crate) fn check_renewal(&self, credentials: &Credentials) -> Result<(), TransportError> {
+        let refuse = |why: &str| Err(TransportError::Renewal(why.to_owned()));
+        let examined = self.examine(credentials.chain())?;
+        let Some(known) = self.credentials() else {
+            return refuse("a newcomer has no certificate");
+        };
+        let known = known.borrow();
+        if examined.identity != known.identity() {
+            return refuse("it is of another principal or enrolment");
+        }
+        if examined.public_key != known.certificate().public_key {
+            return refuse("it is for another key");
+        }
+        if credentials.chain().first() == known.chain().first() {
+            return refuse("it is the one before");
+        }
+        Ok(())
+    }
+
+    /// What a chain of certificates says, if it counts now: it leads to the cluster's CA, is within its
+    /// time and not revoked.
+    ///
+    /// # Errors
+    /// [`TransportError::Renewal`] or [`TransportError::Identity`].
+    pub fn examine(&self, chain: &[CertificateDer<'static>]) -> Result<Certificate, TransportError> {
+        let refuse = |why: String| TransportError::Renewal(why);
+        let own = self
+            .own
+            .as_ref()
+            .ok_or_else(|| refuse("a newcomer knows no certificates".to_owned()))?;
+        let Some((leaf, rest)) = chain.split_first().filter(|_| chain.len() <= CHAIN_MAX) else {
+            return Err(refuse(format!("a chain has 1 to {CHAIN_MAX} certificates")));
+        };
+        own.verifier
+            .verify_client_cert(leaf, rest, UnixTime::now())
+            .map_err(|error| refuse(error.to_string()))?;
+        Ok(Certificate::read(leaf)?)
     }
 
     /// Refuses what an earlier program was told to refuse, and keeps what this one is told, in `file`.
@@ -119,7 +208,8 @@ impl Endpoint {
         addr: SocketAddr,
         expected: Principal,
     ) -> Result<Link, TransportError> {
-        let client = dialling(tls::client_config(credentials, self.watch.revoked())?)?;
+        let shown = Arc::new(tls::Own::new(credentials)?);
+        let client = dialling(tls::client_config(credentials, shown, self.watch.revoked())?)?;
         let connecting = self.endpoint.connect_with(client, addr, &expected.dns_name());
         self.dial_through(connecting, addr).await?.if_of(expected)
     }
@@ -234,6 +324,50 @@ impl Link {
 
     pub fn remote_addr(&self) -> SocketAddr {
         self.wire.connection.remote_address()
+    }
+
+    /// What the certificate says that the peer made this link with; none for a newcomer.
+    pub fn certificate(&self) -> Option<Certificate> {
+        let chain = peer_chain(&self.wire.connection)?;
+        Certificate::read(chain.first()?).ok()
+    }
+
+    /// Asks the coordinator at the other end for a new certificate: PEM.
+    ///
+    /// # Errors
+    /// Why there is none.
+    pub async fn renewed_certificate(&self) -> Result<String, RenewalError> {
+        match self.call(&Request::RenewCertificate, RENEW_MAX).await? {
+            Response::Certificate(chain) => Ok(chain),
+            Response::Refused(refusal) => Err(refusal.into()),
+            _ => Err(RenewalError::Answer),
+        }
+    }
+
+    /// Shows each certificate that this side gets while the link is up, which keeps the link's first
+    /// one. Ends with the link.
+    ///
+    /// # Errors
+    /// [`TransportError::Closed`] when the link ended.
+    pub async fn show_renewals(
+        &self,
+        credentials: &mut watch::Receiver<Credentials>,
+    ) -> Result<(), TransportError> {
+        while credentials.changed().await.is_ok() {
+            let chain = credentials.borrow_and_update().chain().to_vec();
+            let chain = chain.iter().map(|der| der.to_vec()).collect();
+            let shown = Request::ShowCertificate(chain);
+            loop {
+                match self.call(&shown, RENEW_MAX).await {
+                    Ok(_) => break,
+                    Err(TransportError::Timeout(_)) => {}
+                    // An older program closes the stream.
+                    Err(_) if self.wire.connection.close_reason().is_none() => break,
+                    Err(error) => return Err(error),
+                }
+            }
+        }
+        Ok(())
     }
 
     /// Smoothed round-trip time of the path.
@@ -364,15 +498,18 @@ impl PendingStream<()> {
     }
 }
 
+fn peer_chain(connection: &quinn::Connection) -> Option<Vec<CertificateDer<'static>>> {
+    let any = connection.peer_identity()?;
+    any.downcast().ok().map(|chain| *chain)
+}
+
 /// Who is at the other end. Only a newcomer may show no certificate, and what it shows does not count.
 fn identity_of(connection: &quinn::Connection) -> Result<Identity, TransportError> {
     let newcomer = connection
         .handshake_data()
         .and_then(|any| any.downcast::<quinn::crypto::rustls::HandshakeData>().ok())
         .is_some_and(|data| data.protocol.as_deref() == Some(ALPN_NEWCOMER));
-    let chain = connection
-        .peer_identity()
-        .and_then(|any| any.downcast::<Vec<CertificateDer<'static>>>().ok());
+    let chain = peer_chain(connection);
     let Some(leaf) = chain.as_ref().and_then(|chain| chain.first()) else {
         if newcomer {
             return Ok(Identity {

@@ -4,10 +4,10 @@
 //! is not revoked, on both sides of every link and at each handshake: no session is resumed. The one exception is a newcomer, who shows none and
 //! is let in only where newcomers are admitted and only on their own application protocol.
 
-use std::sync::{Arc, RwLock};
+use std::sync::{Arc, PoisonError, RwLock};
 
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
-use rustls::client::{Resumption, WebPkiServerVerifier};
+use rustls::client::{ResolvesClientCert, Resumption, WebPkiServerVerifier};
 use rustls::crypto::CryptoProvider;
 use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
 use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
@@ -32,12 +32,12 @@ fn unusable(error: impl std::fmt::Display) -> IdentityError {
     IdentityError::Tls(error.to_string())
 }
 
-/// Settings of the accepting side.
-pub(crate) fn server_config(
+/// Believes who shows a certificate of the cluster.
+pub(crate) fn client_verifier(
     credentials: &Credentials,
     revoked: Revoked,
     admits_newcomers: bool,
-) -> Result<ServerConfig, IdentityError> {
+) -> Result<Arc<dyn ClientCertVerifier>, IdentityError> {
     let builder = WebPkiClientVerifier::builder_with_provider(credentials.roots()?, provider());
     let builder = if admits_newcomers {
         builder.allow_unauthenticated()
@@ -45,22 +45,20 @@ pub(crate) fn server_config(
         builder
     };
     let inner = builder.build().map_err(unusable)?;
-    let config = ServerConfig::builder_with_provider(provider())
+    Ok(Arc::new(ClientVerifier { inner, revoked }))
+}
+
+/// Settings of the accepting side.
+pub(crate) fn server_config(
+    own: Arc<Own>,
+    verifier: Arc<dyn ClientCertVerifier>,
+    admits_newcomers: bool,
+) -> Result<ServerConfig, IdentityError> {
+    let mut config = ServerConfig::builder_with_provider(provider())
         .with_protocol_versions(&[&rustls::version::TLS13])
         .map_err(unusable)?
-        .with_client_cert_verifier(Arc::new(ClientVerifier { inner, revoked }));
-    let own = credentials.chain().to_vec();
-    let mut config = if admits_newcomers {
-        let with_ca = [credentials.chain(), &[credentials.ca().clone()]].concat();
-        config.with_cert_resolver(Arc::new(Chains {
-            own: certified(credentials, own)?,
-            with_ca: certified(credentials, with_ca)?,
-        }))
-    } else {
-        config
-            .with_single_cert(own, credentials.key().clone_key())
-            .map_err(unusable)?
-    };
+        .with_client_cert_verifier(verifier)
+        .with_cert_resolver(own);
     // A resumed session would pass by the verifier.
     config.session_storage = Arc::new(NoServerSessionStorage {});
     config.send_tls13_tickets = 0;
@@ -74,6 +72,7 @@ pub(crate) fn server_config(
 /// Settings of the dialling side.
 pub(crate) fn client_config(
     credentials: &Credentials,
+    own: Arc<Own>,
     revoked: Revoked,
 ) -> Result<ClientConfig, IdentityError> {
     let inner = WebPkiServerVerifier::builder_with_provider(credentials.roots()?, provider())
@@ -84,8 +83,7 @@ pub(crate) fn client_config(
         .map_err(unusable)?
         .dangerous()
         .with_custom_certificate_verifier(Arc::new(ServerVerifier { inner, revoked }))
-        .with_client_auth_cert(credentials.chain().to_vec(), credentials.key().clone_key())
-        .map_err(unusable)?;
+        .with_client_cert_resolver(own);
     config.resumption = Resumption::disabled();
     config.alpn_protocols = vec![ALPN.to_vec()];
     Ok(config)
@@ -116,19 +114,63 @@ fn certified(
         .map_err(unusable)
 }
 
-/// Newcomers are sent the CA's certificate as well: they know only its fingerprint.
+/// What an endpoint shows in each handshake from now on.
 #[derive(Debug)]
+pub(crate) struct Own(RwLock<Chains>);
+
+impl Own {
+    pub(crate) fn new(credentials: &Credentials) -> Result<Self, IdentityError> {
+        Ok(Self(RwLock::new(Chains::of(credentials)?)))
+    }
+
+    /// Nothing is replaced unless the certificate fits the key.
+    pub(crate) fn replace(&self, credentials: &Credentials) -> Result<(), IdentityError> {
+        let next = Chains::of(credentials)?;
+        *self.0.write().unwrap_or_else(PoisonError::into_inner) = next;
+        Ok(())
+    }
+
+    fn chains(&self) -> Chains {
+        self.0.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+}
+
+/// Newcomers are sent the CA's certificate as well: they know only its fingerprint.
+#[derive(Clone, Debug)]
 struct Chains {
     own: Arc<CertifiedKey>,
     with_ca: Arc<CertifiedKey>,
 }
 
-impl ResolvesServerCert for Chains {
+impl Chains {
+    fn of(credentials: &Credentials) -> Result<Self, IdentityError> {
+        let with_ca = [credentials.chain(), &[credentials.ca().clone()]].concat();
+        Ok(Self {
+            own: certified(credentials, credentials.chain().to_vec())?,
+            with_ca: certified(credentials, with_ca)?,
+        })
+    }
+}
+
+impl ResolvesServerCert for Own {
     fn resolve(&self, hello: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
         let newcomer = hello
             .alpn()
             .is_some_and(|mut offered| offered.any(|protocol| protocol == ALPN_NEWCOMER));
-        Some(Arc::clone(if newcomer { &self.with_ca } else { &self.own }))
+        let chains = self.chains();
+        Some(if newcomer { chains.with_ca } else { chains.own })
+    }
+}
+
+impl ResolvesClientCert for Own {
+    fn resolve(&self, _: &[&[u8]], schemes: &[SignatureScheme]) -> Option<Arc<CertifiedKey>> {
+        let own = self.chains().own;
+        // Without a certificate the other side says why it ends the link.
+        own.key.choose_scheme(schemes).is_some().then_some(own)
+    }
+
+    fn has_certs(&self) -> bool {
+        true
     }
 }
 

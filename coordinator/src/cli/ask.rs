@@ -140,9 +140,12 @@ impl Cluster {
             // A full queue took nothing in: the next round may find room.
             Ok(Response::Refused(refusal @ Refusal::Busy(_))) => Ok(Turn::Busy(refusal)),
             Ok(Response::Refused(refusal)) => Err(AskError::Refused(refusal)),
-            Ok(Response::Renewed(_) | Response::Promised(_) | Response::Admitted(_)) => {
-                Err(AskError::Answer(id))
-            }
+            Ok(
+                Response::Renewed(_)
+                | Response::Promised(_)
+                | Response::Admitted(_)
+                | Response::Certificate(_),
+            ) => Err(AskError::Answer(id)),
             Err(why @ TransportError::Tls(_)) => Ok(Turn::Lost(why)),
             Err(why) if changes(operate) => Err(AskError::Unknown { coordinator: id, why }),
             Err(why) => Ok(Turn::Lost(why)),
@@ -193,7 +196,11 @@ impl Cluster {
 const fn changes(operate: &Operate) -> bool {
     !matches!(
         operate,
-        Operate::Status | Operate::Events { .. } | Operate::Plan { .. } | Operate::Tokens
+        Operate::Status
+            | Operate::Events { .. }
+            | Operate::Plan { .. }
+            | Operate::Tokens
+            | Operate::Certificates
     )
 }
 

@@ -232,11 +232,12 @@ listen = "{addr}"
 # card = "/usr/share/understudy/model.json"
 # onnxruntime = "/usr/lib/libonnxruntime.so"
 
-# Admits new hosts when it leads. Who has this key can pose as any host or coordinator.
+# Admits new hosts when it leads, and renews certificates. Who has this key can pose as any host or coordinator.
 [issuer]
 cert = "issuer.pem"
 key = "issuer.key"
 first_host = {first_host}                           # lower numbers were given by `understudy init`
+# valid_s = 7776000                      # of what it signs: 90 days; renewed in the last third
 "#,
         identity = identity(&format!("coordinator-{n}")),
         members = members(others, "members"),

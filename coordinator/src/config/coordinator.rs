@@ -3,14 +3,18 @@
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
+use time::Duration;
 use understudy_common::id::CoordinatorId;
 use understudy_common::identity::{Credentials, Principal};
 
 use super::{ConfigError, File, Member, RawIdentity, RawMember, read_text};
-use crate::authority::{Authority, Pair};
+use crate::authority::{self, Authority, Pair};
 use crate::issuer::Issuer;
 
-const VALID_DAYS_MAX: u32 = 36_500;
+/// Certificates are renewed in their last third: less leaves no time for failures. Below a day there is
+/// also little room for wall clocks that differ; it is for tests.
+const VALID_S_MIN: u64 = 20;
+const VALID_S_MAX: u64 = 36_500 * 86_400;
 
 #[derive(Debug, serde::Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -32,12 +36,13 @@ struct RawIssuer {
     cert: PathBuf,
     key: PathBuf,
     first_host: u32,
-    #[serde(default = "default_valid_days")]
-    valid_days: u32,
+    #[serde(default = "default_valid_s")]
+    valid_s: u64,
 }
 
-const fn default_valid_days() -> u32 {
-    825
+/// 90 days: a host may be off for three weeks and still renew.
+const fn default_valid_s() -> u64 {
+    90 * 86_400
 }
 
 #[derive(Debug)]
@@ -46,6 +51,8 @@ pub struct CoordinatorConfig {
     pub data_dir: PathBuf,
     pub listen: SocketAddr,
     pub credentials: Credentials,
+    /// Where its certificate is, and renewed ones go.
+    pub certificate: PathBuf,
     /// All voters of a new cluster, this one included; of one that runs, those that are known.
     pub members: Vec<Member>,
     /// It joins a cluster that runs.
@@ -99,6 +106,7 @@ impl CoordinatorConfig {
             data_dir: file.resolve(&raw.data_dir),
             listen: file.addr("listen", &raw.listen)?,
             credentials,
+            certificate: file.resolve(&raw.identity.cert),
             members,
             joins: raw.joins,
             prediction,
@@ -114,18 +122,21 @@ fn issuer(file: &File<'_>, identity: &RawIdentity, raw: &RawIssuer) -> Result<Is
     if raw.first_host == 0 {
         return Err(file.refuse("issuer.first_host", "a number from 1"));
     }
-    if !(1..=VALID_DAYS_MAX).contains(&raw.valid_days) {
-        return Err(file.refuse("issuer.valid_days", format!("1 to {VALID_DAYS_MAX}")));
+    if !(VALID_S_MIN..=VALID_S_MAX).contains(&raw.valid_s) {
+        let rule = format!("{VALID_S_MIN} to {VALID_S_MAX}");
+        return Err(file.refuse("issuer.valid_s", rule));
     }
     let pair = Pair {
         certificate: read_text(&file.resolve(&raw.cert))?,
         key: read_text(&file.resolve(&raw.key))?,
     };
+    let ends = authority::end_of(&pair.certificate).map_err(|why| file.refuse("issuer.cert", why))?;
     Ok(Issuer {
         authority: Authority::issuer_from_pair(pair)
             .map_err(|error| file.refuse("issuer", format!("{error}")))?,
         ca: read_text(&file.resolve(&identity.ca))?,
-        valid_days: raw.valid_days,
+        valid: Duration::seconds(i64::try_from(raw.valid_s).unwrap_or(i64::MAX)),
+        ends,
         first_host: raw.first_host,
     })
 }

@@ -26,14 +26,15 @@ const NEWCOMERS_MAX: usize = 16;
 const NEWCOMER_MAX: Duration = Duration::from_secs(15);
 
 #[derive(Clone)]
-struct Server {
-    events: mpsc::Sender<Event>,
+pub(super) struct Server {
+    pub(super) endpoint: Endpoint,
+    pub(super) events: mpsc::Sender<Event>,
     hosts: mpsc::Sender<HostEvent>,
     /// None: nobody predicts.
     beacons: Option<Arc<Inbox>>,
     numbers: Arc<AtomicU64>,
     /// Room for snapshots that come in.
-    snapshots: Arc<Semaphore>,
+    pub(super) snapshots: Arc<Semaphore>,
     newcomers: Arc<Semaphore>,
 }
 
@@ -44,6 +45,7 @@ pub(super) async fn run(
     beacons: Option<Arc<Inbox>>,
 ) {
     let server = Server {
+        endpoint: endpoint.clone(),
         events,
         hosts,
         beacons,
@@ -78,6 +80,10 @@ impl Server {
     async fn serve(self, link: Link) {
         let who = link.principal();
         tracing::info!(%who, from = %link.remote_addr(), "connected");
+        if let Some(certificate) = link.certificate() {
+            // Fails only when the process stops.
+            let _ = self.events.send(Event::Certificate(certificate)).await;
+        }
         match who {
             Principal::Host(host) => self.serve_host(host, &link).await,
             Principal::Coordinator(_) | Principal::Operator => self.streams(&link).await,
@@ -128,9 +134,9 @@ impl Server {
             tokio::select! {
                 stream = link.accept_bi() => match stream {
                     Ok(stream) => {
-                        let (events, snapshots) = (self.events.clone(), Arc::clone(&self.snapshots));
+                        let (server, link) = (self.clone(), link.clone());
                         streams.spawn(async move {
-                            report(who, rpc::serve(who, stream, events, snapshots).await);
+                            report(who, rpc::serve(&server, &link, stream).await);
                         });
                     }
                     Err(_) => return,

@@ -7,11 +7,13 @@ mod accept;
 mod beacons;
 mod hosts;
 mod peers;
+mod renewal;
 mod rpc;
 mod snapshots;
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use raft::eraftpb::Message;
@@ -125,6 +127,7 @@ pub fn start(
     me: CoordinatorId,
     events: &mpsc::Sender<Event>,
     beacons: Option<Arc<Inbox>>,
+    certificate: PathBuf,
     tasks: &mut JoinSet<()>,
 ) -> Outbox {
     let (hosts, host_events) = mpsc::channel(HOST_QUEUE_MAX);
@@ -134,6 +137,13 @@ pub fn start(
         host_events,
         coordinators.subscribe(),
         revoked.subscribe(),
+    ));
+    tasks.spawn(renewal::run(
+        endpoint.clone(),
+        me,
+        certificate,
+        events.clone(),
+        coordinators.subscribe(),
     ));
     tasks.spawn(accept::run(
         endpoint.clone(),

@@ -27,7 +27,11 @@ pub(super) async fn run(
 ) {
     let mut backoff = BACKOFF_MIN;
     let mut last_error = None;
+    let Some(mut own) = endpoint.credentials() else {
+        return;
+    };
     loop {
+        own.mark_unchanged();
         match connect(&endpoint, peer).await {
             Ok((link, sender)) => {
                 tracing::info!(peer = %peer.id, addr = %peer.addr, "connected");
@@ -42,6 +46,7 @@ pub(super) async fn run(
                 let why = tokio::select! {
                     why = pump(sender, &link, peer, &mut messages, &mut under_way, &events) => why,
                     why = link.closed() => Some(why),
+                    ended = link.show_renewals(&mut own) => ended.err().map(|error| error.to_string()),
                 };
                 if !under_way.is_empty() {
                     snapshot_sent(&events, peer, false).await;

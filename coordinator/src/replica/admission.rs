@@ -1,8 +1,11 @@
 //! Newcomers, tokens, revocations and the removal of hosts.
 
+use std::collections::BTreeMap;
+
 use serde_json::json;
 use understudy_common::id::HostId;
 use understudy_common::identity::{Principal, fingerprint};
+use understudy_common::revocation::FOR_GOOD;
 use understudy_common::units::BootTime;
 use understudy_common::wire::{Admitted, Join, Refusal, Response};
 
@@ -107,6 +110,40 @@ impl Replica {
             })
         });
         json!({ "tokens": tokens.collect::<Vec<_>>() }).to_string()
+    }
+
+    /// Whom certificates are made for, and what of theirs is refused. Which certificates there are is
+    /// known to the shell, from its links.
+    pub(super) fn certificates(&self) -> String {
+        let state = &self.state;
+        let refused = &state.admission.revocations;
+        let hosts = state.hosts.iter().map(|(id, host)| {
+            let who = Principal::Host(*id);
+            (who, Some(host.name.clone()), true)
+        });
+        let members = state.coordinators.members.keys();
+        let coordinators = members.map(|id| (Principal::Coordinator(*id), None, true));
+        let operator = std::iter::once((Principal::Operator, None, true));
+        let mut rows: BTreeMap<Principal, (Option<String>, bool)> = hosts
+            .chain(coordinators)
+            .chain(operator)
+            .map(|(who, name, member)| (who, (name, member)))
+            .collect();
+        for (who, _) in refused.floors() {
+            rows.entry(who).or_insert((None, false));
+        }
+        let rows = rows.into_iter().map(|(who, (name, member))| {
+            let floor = refused.floor(who);
+            json!({
+                "principal": who.to_string(),
+                "name": name,
+                "member": member,
+                "revoked": floor > 0,
+                "refused_enrolments": (floor > 0 && floor != FOR_GOOD).then_some(floor),
+                "refused_for_good": floor == FOR_GOOD,
+            })
+        });
+        json!({ "certificates": rows.collect::<Vec<_>>() }).to_string()
     }
 
     /// The principal that people mean by `who`: a host's name, or `host-7`, `coordinator-2`, `operator`.

@@ -80,6 +80,11 @@ impl Replica {
                 self.reply(id, Response::Document(document));
                 return;
             }
+            Operate::Certificates => {
+                let document = self.certificates();
+                self.reply(id, Response::Document(document));
+                return;
+            }
             Operate::RevokeToken { number } => Ok(Change::RevokeToken { number }),
             Operate::Revoke { who } => self.principal_called(&who).map(|who| Change::Revoke { who }),
             Operate::RemoveHost { host, force } => match self.principal_called(&host) {

@@ -53,6 +53,10 @@ impl Replica {
             Request::Report(report) => self.report(now, id, report),
             Request::Operate(operate) => self.operate(now, id, operate),
             Request::Join(join) => self.join(now, id, join),
+            Request::RenewCertificate | Request::ShowCertificate(_) => {
+                let why = "certificates are the link's, not the replica's".to_owned();
+                self.reply(id, Response::Refused(Refusal::Invalid(why)));
+            }
             Request::Order(_) | Request::Coordinators(_) | Request::Promise(_) | Request::Revoked(_) => {
                 let why = "this goes to hosts".to_owned();
                 self.reply(id, Response::Refused(Refusal::Invalid(why)));
@@ -242,7 +246,12 @@ fn permitted(from: Principal, request: &Request) -> Result<(), Refusal> {
         Request::Report(report) => Principal::Host(report.host),
         Request::Operate(_) => Principal::Operator,
         Request::Join(_) => Principal::Newcomer,
-        Request::Order(_) | Request::Coordinators(_) | Request::Promise(_) | Request::Revoked(_) => {
+        Request::Order(_)
+        | Request::Coordinators(_)
+        | Request::Promise(_)
+        | Request::Revoked(_)
+        | Request::RenewCertificate
+        | Request::ShowCertificate(_) => {
             return Ok(());
         }
     };
