@@ -4,6 +4,7 @@
 //! 2 failure, 64 bad usage or configuration.
 
 mod ask;
+mod certificates;
 mod coordinators;
 mod document;
 mod events;
@@ -63,6 +64,8 @@ enum Command {
     Join(join::JoinArgs),
     /// Refuse the certificates that a host, coordinator or operator has so far.
     Revoke(revoke::RevokeArgs),
+    /// Whose certificates end when, which are revoked, and when they were renewed.
+    Certificates,
     /// Each service with its shadows and sync.
     Services,
     /// What happened, oldest first.
@@ -209,6 +212,7 @@ async fn converse(config: ClusterConfig, args: Args) -> Result<(), CliError> {
         }
         Command::Token(token_args) => token::run(&mut cluster, token_args, json).await,
         Command::Revoke(revoke_args) => revoke::run(&mut cluster, &args.cluster, revoke_args, json).await,
+        Command::Certificates => certificates::run(&mut cluster, json).await,
         Command::Services => show::services(&cluster.status().await?, json).map_err(CliError::from),
         Command::Events { after, follow } => events::run(&mut cluster, after, follow, json).await,
         Command::Plan { suppositions } => plan::run(&mut cluster, suppositions, json).await,

@@ -9,6 +9,9 @@ use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
+use time::OffsetDateTime;
+use understudy_common::identity::Principal;
+use understudy_coordinator::authority::{Authority, Pair, Validity};
 use understudy_coordinator::cli::{HostArg, InitArgs, init};
 
 /// Generous: the machine may be busy.
@@ -72,6 +75,29 @@ impl Cluster {
             &self.dir.path().join(format!("disk-{n}")).display().to_string(),
         );
         std::fs::write(&path, text).unwrap();
+    }
+
+    /// Adds to the end of a coordinator's configuration, which is its `[issuer]`.
+    pub fn append(&self, n: usize, more: &str) {
+        let path = self.path(&format!("coordinator-{n}.toml"));
+        let text = std::fs::read_to_string(&path).unwrap();
+        std::fs::write(&path, text + more).unwrap();
+    }
+
+    /// Replaces the certificate of `host-1`, say, by one that is valid for so many seconds from now.
+    pub fn shorten(&self, label: &str, valid_s: i64) {
+        let read = |name: &str| std::fs::read_to_string(self.path(name)).unwrap();
+        let issuer = Authority::issuer_from_pair(Pair {
+            certificate: read("issuer.pem"),
+            key: read("issuer.key"),
+        })
+        .unwrap();
+        let validity = Validity::from(OffsetDateTime::now_utc(), time::Duration::seconds(valid_s));
+        let pair = issuer
+            .issue(Principal::from_label(label).unwrap(), validity)
+            .unwrap();
+        std::fs::write(self.path(&format!("{label}.pem")), pair.certificate).unwrap();
+        std::fs::write(self.path(&format!("{label}.key")), pair.key).unwrap();
     }
 
     pub fn path(&self, name: &str) -> PathBuf {
