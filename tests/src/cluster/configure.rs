@@ -29,7 +29,7 @@ impl Cluster {
             String::from_utf8_lossy(&output.stderr)
         );
         for (n, host) in (1..).zip(&self.hosts) {
-            self.configure_host(n, host)?;
+            self.configure_host(&self.config.join(format!("host-{n}.toml")), host)?;
         }
         for (n, host) in (1..).zip(&self.coordinator_hosts) {
             self.configure_coordinator(n, host, coordinator_more)?;
@@ -37,14 +37,14 @@ impl Cluster {
         Ok(())
     }
 
-    fn configure_host(&self, n: usize, host: &Host) -> Result<()> {
+    pub(super) fn configure_host(&self, file: &Path, host: &Host) -> Result<()> {
         let state = self.bed.disk_mount_point().join("understudy");
         fs::create_dir_all(host.path(&state))?;
         let cgroups = host.cgroups();
         let unified = cgroups.unified();
         let controller = |name: &str| cgroups.v1(name).unwrap_or_else(|| unified.clone());
         let disk = host.disk().context("the hosts have disks")?;
-        edit(&self.config.join(format!("host-{n}.toml")), |text| {
+        edit(file, |text| {
             set(text, "state_dir", &state.display())?;
             set(text, "cgroup", &unified.display())?;
             text.push_str(&format!(

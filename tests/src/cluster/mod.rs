@@ -11,10 +11,11 @@ use std::ffi::OsString;
 use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
 
-use crate::{Host, HostSpec, Process, Testbed};
+use crate::{Host, HostSpec, Process, Testbed, wait_for};
 
 pub use operator::Operator;
 
@@ -22,6 +23,8 @@ pub use operator::Operator;
 const COORDINATOR_FIRST: u8 = 1;
 const HOST_FIRST: u8 = 11;
 const OPERATOR: u8 = 51;
+/// How long coordinators may take until all know what a token is.
+const TOKEN_MAX: Duration = Duration::from_secs(60);
 
 /// What a cluster is made of.
 #[derive(Clone, Debug)]
@@ -64,6 +67,8 @@ pub struct Cluster {
     pub coordinator_hosts: Vec<Arc<Host>>,
     operator: Operator,
     config: PathBuf,
+    /// The hosts' files, which are elsewhere for those that joined.
+    host_configs: Vec<PathBuf>,
     agent_log: String,
     pub bed: Testbed,
 }
@@ -100,6 +105,9 @@ impl Cluster {
             agents: hosts.iter().map(|_| None).collect(),
             coordinators: coordinator_hosts.iter().map(|_| None).collect(),
             operator: Operator::new(from, program("understudy")?, config.join("cluster.toml")),
+            host_configs: (1..=hosts.len())
+                .map(|n| config.join(format!("host-{n}.toml")))
+                .collect(),
             hosts,
             coordinator_hosts,
             config,
@@ -136,11 +144,42 @@ impl Cluster {
         let mut command = host.command(program("understudy-agent")?)?;
         command
             .arg("--config")
-            .arg(self.config.join(format!("host-{}.toml", n + 1)))
+            .arg(&self.host_configs[n])
             .env("RUST_LOG", &self.agent_log)
             .envs(environment.iter().cloned());
         self.agents[n] = Some(host.spawn("agent", command)?);
         Ok(())
+    }
+
+    /// The machine joins the cluster that runs, as a new host of that name, with a token: what `understudy
+    /// init` made for it is not used any more.
+    pub fn join(&mut self, n: usize, name: &str) -> Result<()> {
+        let token = wait_for("a token", TOKEN_MAX, || self.operator.ask(&["token"]).ok())?;
+        let host = Arc::clone(&self.hosts[n]);
+        let dir = self.bed.directory().join(format!("joined-{name}"));
+        let mut join = host.command(self.operator.program())?;
+        join.args(["join", token.trim(), "--name", name, "--dir"])
+            .arg(&dir);
+        let output = join.output().context("starting `understudy join`")?;
+        ensure!(
+            output.status.success(),
+            "understudy join: {}",
+            String::from_utf8_lossy(&output.stderr)
+        );
+        let files = std::fs::read_dir(&dir)?.collect::<std::io::Result<Vec<_>>>()?;
+        let toml = files
+            .iter()
+            .map(std::fs::DirEntry::path)
+            .find(|path| path.extension().is_some_and(|end| end == "toml"));
+        let toml = toml.context("`understudy join` wrote no configuration")?;
+        self.configure_host(&toml, &host)?;
+        self.host_configs[n] = toml;
+        Ok(())
+    }
+
+    /// The configuration of a host's agent.
+    pub fn host_config(&self, n: usize) -> &Path {
+        &self.host_configs[n]
     }
 
     pub fn start_coordinator(&mut self, n: usize) -> Result<()> {

@@ -4,7 +4,7 @@ use std::fs;
 use std::io::{BufRead as _, BufReader, Write as _};
 use std::net::{Ipv4Addr, SocketAddr, TcpStream};
 use std::ops::{Deref, DerefMut};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::Result;
@@ -39,31 +39,51 @@ impl DerefMut for Cluster {
 impl Cluster {
     /// All processes run, and the service is declared.
     pub fn start(name: &str) -> Result<Self> {
-        let mut cluster = Self(Programs::plug(&ClusterSpec::new(name))?);
-        let data = cluster.bed.disk_mount_point().join("data");
+        let mut cluster = Self::plug(&ClusterSpec::new(name))?;
+        cluster.start_all()?;
+        cluster.until_alive(3)?;
+        cluster.declare_redis("1, 2, 3")?;
+        Ok(cluster)
+    }
+
+    /// Nothing runs yet.
+    pub fn plug(spec: &ClusterSpec) -> Result<Self> {
+        let cluster = Self(Programs::plug(spec)?);
+        let data = cluster.data();
         for host in &cluster.hosts {
             fs::create_dir_all(host.path(&data))?;
         }
-        cluster.start_all()?;
-        cluster.until("all hosts to join", |status| {
+        Ok(cluster)
+    }
+
+    fn data(&self) -> PathBuf {
+        self.bed.disk_mount_point().join("data")
+    }
+
+    /// Waits until so many hosts are heard of.
+    pub fn until_alive(&self, hosts: usize) -> Result<()> {
+        self.until("all hosts to join", |status| {
             let alive = |host: &&Value| host["alive"] == true;
-            (status["hosts"].as_array()?.iter().filter(alive).count() == 3).then_some(())
-        })?;
-        cluster.declare(&format!(
+            (status["hosts"].as_array()?.iter().filter(alive).count() == hosts).then_some(())
+        })
+    }
+
+    /// The Redis, on the hosts of these numbers.
+    pub fn declare_redis(&self, hosts: &str) -> Result<()> {
+        self.declare(&format!(
             r#"name = "{SERVICE}"
 paths = ["{data}"]
 address = "{ADDRESS}/24"
 interface = "{interface}"
-hosts = [1, 2, 3]
+hosts = [{hosts}]
 [workload]
 start = ["{REDIS}", "--port", "{PORT}", "--bind", "0.0.0.0", "--protected-mode", "no", "--appendonly", "yes",
   "--save", "", "--dir", "{data}"]
 health = {{ tcp = "127.0.0.1:{PORT}" }}
 "#,
-            data = data.display(),
-            interface = cluster.hosts[0].interface(),
-        ))?;
-        Ok(cluster)
+            data = self.data().display(),
+            interface = self.hosts[0].interface(),
+        ))
     }
 
     pub fn ask(&self, words: &[&str]) -> Result<String> {

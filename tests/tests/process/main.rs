@@ -1,6 +1,7 @@
 //! The real programs in a test bed: what a cluster goes through when its processes die.
 
 mod apart;
+mod certificates;
 mod cluster;
 mod gray;
 
@@ -65,14 +66,27 @@ fn promises_of_all_shadows_stand_in_for_the_coordinators_and_those_of_some_do_no
     tell("apart", apart::without_coordinators)
 }
 
+#[test]
+fn certificates_renew_under_a_service_and_who_is_revoked_is_shut_out() -> Result<()> {
+    tell_on("certs", certificates::cluster, certificates::story)
+}
+
 /// Runs a story on a cluster of its own; the logs of one that failed are kept.
 fn tell(area: &str, story: impl FnOnce(&mut Cluster) -> Result<()>) -> Result<()> {
+    tell_on(area, Cluster::start, story)
+}
+
+fn tell_on(
+    area: &str,
+    start: impl FnOnce(&str) -> Result<Cluster>,
+    story: impl FnOnce(&mut Cluster) -> Result<()>,
+) -> Result<()> {
     skip_without_testbed!();
     if !Path::new(REDIS).exists() {
         println!("skipped: {REDIS} is not installed");
         return Ok(());
     }
-    let mut cluster = Cluster::start(area)?;
+    let mut cluster = start(area)?;
     let outcome = story(&mut cluster);
     if outcome.is_err() {
         let logs = Path::new(env!("CARGO_MANIFEST_DIR"))
