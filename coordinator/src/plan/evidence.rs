@@ -161,7 +161,9 @@ fn verdict(view: &View<'_>, id: ServiceId, service: &Service) -> Option<Verdict>
 
 fn obstacle(view: &View<'_>, id: ServiceId, service: &Service, verdict: Verdict) -> Option<(Cause, String)> {
     let heirs = service.shadows.iter();
-    let fit = heirs.filter(|host| view.is_alive(**host) && view.is_ready(**host, id));
+    let fit = heirs.filter(|host| {
+        view.is_alive(**host) && view.is_ready(**host, id) && view.continues(**host, id, service)
+    });
     let accused = accused(view);
     let doubt = match verdict {
         Verdict::Agreed => None,

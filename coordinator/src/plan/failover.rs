@@ -71,7 +71,9 @@ pub(super) fn after_lease_end(
         return None;
     }
     let best = heard
-        .filter(|host| !service.ever_served || view.is_ready(**host, id))
+        .filter(|host| {
+            !service.ever_served || (view.is_ready(**host, id) && view.continues(**host, id, service))
+        })
         .max_by_key(|host| Takeover::of(view, id, service, **host));
     if let Some(host) = best {
         let from = service.ever_served.then(|| sealed(view, *host, id)).flatten();

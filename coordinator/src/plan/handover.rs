@@ -199,6 +199,8 @@ fn unfit(view: &View<'_>, id: ServiceId, service: &Service, host: HostId) -> Opt
         Some("is itself at risk")
     } else if !view.is_ready(host, id) {
         Some("has no ready copy")
+    } else if !view.continues(host, id, service) {
+        Some("has a copy that the holder did not go on from")
     } else {
         None
     }

@@ -271,6 +271,18 @@ impl<'a> View<'a> {
             .is_some_and(|report| report.copy == CopyState::Ready && report.generation.is_some())
     }
 
+    /// Whether what the host has sealed is a part of the history that the service's clients saw: of this
+    /// epoch, or no newer than what its holder began from. A newer one of an epoch before was passed over
+    /// when the holder was chosen, so that its writes are not those that the holder went on from.
+    fn continues(&self, host: HostId, id: ServiceId, service: &Service) -> bool {
+        let sealed = self.service_report(host, id).and_then(|report| report.generation);
+        let from = service.holder.and_then(|holder| holder.from);
+        sealed.is_some_and(|sealed| {
+            sealed.epoch == service.epoch
+                || from.is_some_and(|from| sealed.epoch == from.epoch && sealed.n <= from.n)
+        })
+    }
+
     fn is_at_risk(&self, host: HostId) -> bool {
         let Some(threshold) = self.facts.threshold else {
             return false;

@@ -110,6 +110,24 @@ fn a_lease_end_that_nobody_can_follow_says_what_each_lacks() {
 }
 
 #[test]
+fn a_copy_that_the_last_holder_did_not_go_on_from_takes_over_no_more() {
+    let ended = |world: World| {
+        let world = world.silent(1).silent(2).lease_ended(0).later(400);
+        world.printed()
+    };
+    // c was not heard of when b went on from less: what b served since is not in it.
+    let passed_over = World::steady().failed_over(3).sealed(3, 1, 5);
+    assert!(ended(passed_over).contains("c has a copy that the holder did not go on from"));
+    for (epoch, n) in [(1, 3), (1, 2), (2, 1)] {
+        let world = World::steady().failed_over(3).sealed(3, epoch, n);
+        let plan = ended(world);
+        assert!(plan.contains("grant e3 to c"), "sealed {n} of e{epoch}: {plan}");
+    }
+    let older = World::steady().failed_over(3).sealed(3, 0, 9);
+    assert!(!ended(older).contains("grant"));
+}
+
+#[test]
 fn a_holder_that_fails_to_serve_is_renewed_no_more() {
     check(
         &World::steady().failing(1, "it does not start"),

@@ -220,6 +220,31 @@ impl World {
         self
     }
 
+    /// The lease of a ended while c was not heard of, and b went on from the generation that it had.
+    pub fn failed_over(mut self, n: u64) -> Self {
+        let (service, epoch, before) = (KV, Epoch(2), Epoch(1));
+        self.commit(Change::Grant {
+            service,
+            epoch,
+            holder: HostId(2),
+            boot: 1,
+            from: Some(GenerationId { epoch: before, n }),
+            reason: GrantReason::LeaseEnded,
+        });
+        self.commit(Change::Served { service, epoch });
+        self.leases.observe(self.now, service, epoch);
+        let revision = self.state.index;
+        let report = self.report_of(HostId(3), service);
+        (report.epoch, report.revision) = (epoch, revision);
+        self
+    }
+
+    pub fn sealed(mut self, host: u32, epoch: u64, n: u64) -> Self {
+        let epoch = Epoch(epoch);
+        self.report_of(HostId(host), KV).generation = Some(GenerationId { epoch, n });
+        self
+    }
+
     /// kv is on its way from a to b, and a reports its fence and a last cut.
     pub fn released(mut self) -> Self {
         let (service, epoch, to) = (KV, Epoch(1), HostId(2));
