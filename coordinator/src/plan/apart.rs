@@ -36,13 +36,20 @@ pub(super) fn told(view: &View<'_>, id: ServiceId, service: &Service) -> Option<
     if service.apart == Some(ServedApart { host, boot, since }) {
         return None;
     }
+    let change = Change::ServedApart {
+        service: id,
+        host,
+        boot,
+        apart,
+    };
+    // While a coordinator cannot apply it yet, it would be refused again and again, and nothing else would
+    // be decided about the service.
+    let mut older = view.state.coordinators.older_than(change.version());
+    if older.next().is_some() {
+        return None;
+    }
     Some(Proposal {
-        act: Act::Commit(Change::ServedApart {
-            service: id,
-            host,
-            boot,
-            apart,
-        }),
+        act: Act::Commit(change),
         why: format!("{} reports it", view.state.host_name(host)),
     })
 }

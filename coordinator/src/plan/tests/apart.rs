@@ -84,3 +84,23 @@ fn what_was_served_without_coordinators_is_told_once() {
         "#]],
     );
 }
+
+#[test]
+fn what_a_coordinator_cannot_apply_yet_holds_up_no_decision() {
+    let apart = Apart {
+        since: BootTime::from_ms(5),
+        until: BootTime::from_ms(1_505),
+        basis: Basis::Promises,
+        epoch: Epoch(1),
+    };
+    let told = World::steady().apart(apart, Basis::Lease);
+    check(
+        &told.older_coordinator().failing(1, "it does not start"),
+        expect![[r#"
+            would:
+              kv: renew e1 no more, so that its lease ends, because a failed to serve: it does not start
+            would not:
+              nothing
+        "#]],
+    );
+}

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use understudy_common::domain::Domain;
-use understudy_common::id::{Epoch, GenerationId, HostId, ServiceId};
+use understudy_common::id::{CoordinatorId, Epoch, GenerationId, HostId, ServiceId};
 use understudy_common::lease::LeaseTimes;
 use understudy_common::spec::{CoordinatorLoss, Domains, RawServiceSpec};
 use understudy_common::units::{BasisPoints, BootTime};
@@ -15,7 +15,7 @@ use understudy_common::wire::{
 
 use crate::lease::LeaseTable;
 use crate::plan::{Facts, OVER_TICKS, PlanDocument, Seen, plan};
-use crate::state::{Change, Command, GrantReason, MoveReason, Outcome, State};
+use crate::state::{Change, Command, Coordinators, GrantReason, MoveReason, Outcome, State};
 
 pub const KV: ServiceId = ServiceId(1);
 pub const WEB: ServiceId = ServiceId(2);
@@ -198,6 +198,12 @@ impl World {
     pub fn anywhere(mut self) -> Self {
         let service = self.state.services.get_mut(&KV).expect("kv");
         service.spec.policy.domains = Domains::Any;
+        self
+    }
+
+    /// One of the coordinators has not said yet that it applies more than the first commands.
+    pub fn older_coordinator(mut self) -> Self {
+        self.state.coordinators = Coordinators::first([(CoordinatorId(1), None)], 1);
         self
     }
 
