@@ -152,6 +152,31 @@ fn a_new_leader_ends_a_change_that_the_old_one_began() {
 }
 
 #[test]
+fn one_that_is_elected_while_it_leaves_gives_the_leadership_away_as_well() {
+    let mut group = Group::new(4);
+    let leader = group.await_leader();
+    let mut others = (1..=4).map(id).filter(|n| *n != leader);
+    let leaving = others.next().unwrap();
+    group.done(remove(leaving.0));
+    group.crash(leader);
+    // Only the one that leaves reaches enough of the voters before the change.
+    let others: Vec<_> = others.collect();
+    group.cuts.insert((others[0], others[1]));
+    group.cuts.insert((others[1], others[0]));
+    group.run_until("the one that leaves to lead", |group| {
+        group.leader() == Some(leaving)
+    });
+    group.cuts.clear();
+    let left: Vec<_> = (1..=4)
+        .filter(|n| *n != leaving.0)
+        .map(|n| (n, "voter"))
+        .collect();
+    await_members(&mut group, &left);
+    assert_ne!(group.await_leader(), leaving);
+    group.done(note("three are left"));
+}
+
+#[test]
 fn the_whole_set_can_be_replaced_one_by_one_and_started_again() {
     let mut group = Group::new(3);
     group.done(note("written by the first three"));

@@ -2,7 +2,7 @@
 //!
 //! Invariants: the state and raft's own configuration change together, by the same entry. A learner
 //! votes only once it has caught up and said which commands it can apply. The leader never removes
-//! itself: it gives the leadership away first.
+//! itself: it gives the leadership away first. One that finds itself removed leads no longer.
 
 use raft::eraftpb::{ConfChangeSingle, ConfChangeTransition, ConfChangeType, ConfChangeV2, Entry};
 use raft::{Progress, ProgressState};
@@ -36,11 +36,15 @@ impl Replica {
     }
 
     /// The leader's part of a change that is under way.
-    pub(super) fn follow_members(&mut self) {
+    pub(super) fn follow_members(&mut self, now: BootTime) {
         if !self.is_settled() || self.node.raft.has_pending_conf() {
             return;
         }
-        let change = if self.state.coordinators.is_joint() {
+        let change = if self.is_leaving() {
+            // It was elected while two sets of voters had to agree; whoever leads next ends that.
+            self.hand_on(now);
+            return;
+        } else if self.state.coordinators.is_joint() {
             MembershipChange::Settle
         } else {
             match self.state.coordinators.learner() {
@@ -52,6 +56,11 @@ impl Replica {
         };
         // What finds no room now is tried again at the next tick.
         let _ = self.propose_members(change);
+    }
+
+    fn is_leaving(&self) -> bool {
+        let own = self.state.coordinators.members.get(&self.settings.id);
+        own.is_some_and(|member| member.standing == Standing::Leaving)
     }
 
     fn has_caught_up(&self, id: CoordinatorId) -> bool {
@@ -96,6 +105,11 @@ impl Replica {
         match self.node.apply_conf_change(&conf_change(change)) {
             Ok(members) => {
                 self.node.mut_store().set_members(members);
+                if self.is_leader() && !self.node.raft.promotable() {
+                    // An entry of the leader before: raft would look for its own progress in vain.
+                    let term = self.term();
+                    self.node.raft.become_follower(term, raft::INVALID_ID);
+                }
                 self.state.change_members(entry.index, &membership);
                 // The newcomer needs a snapshot that names it.
                 self.snapshot_due = true;

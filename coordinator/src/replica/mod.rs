@@ -130,7 +130,7 @@ pub struct Persist {
     /// Replace everything at or after the index of the first of them.
     pub entries: Vec<Entry>,
     pub hard_state: Option<HardState>,
-    /// Replaces the one before. One that is newer than the whole log replaces the log as well.
+    /// Replaces the one before. One without `compact_to` is the leader's and replaces the log as well.
     pub snapshot: Option<Snapshot>,
     /// Entries with a lower index may be deleted, after the rest is durable.
     pub compact_to: Option<u64>,
@@ -304,7 +304,7 @@ impl Replica {
             self.count_calm(now);
             self.expire_renewals(now);
             self.announce();
-            self.follow_members();
+            self.follow_members(now);
             if self.disk_full {
                 self.hand_on(now);
             }
