@@ -183,9 +183,20 @@ impl Trouble {
     }
 }
 
+/// A known bug put back in, for the simulation to catch. Never set by a program.
+#[doc(hidden)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Fault {
+    /// An order of an old epoch is obeyed.
+    ObeysOldEpochs,
+    /// The final cut is made while clients are still served.
+    CutsBeforeFence,
+}
+
 #[derive(Clone, Debug)]
 pub struct Machine {
     service: ServiceId,
+    fault: Option<Fault>,
     order: Option<Order>,
     guarded: bool,
     fenced: Epoch,
@@ -215,6 +226,7 @@ impl Machine {
     pub fn new(service: ServiceId) -> Self {
         Self {
             service,
+            fault: None,
             order: None,
             guarded: false,
             fenced: Epoch(0),
@@ -237,12 +249,21 @@ impl Machine {
         }
     }
 
+    #[doc(hidden)]
+    pub const fn set_fault(&mut self, fault: Option<Fault>) {
+        self.fault = fault;
+    }
+
     /// What the coordinators want. The same or an older revision changes nothing.
     ///
     /// # Errors
     /// [`Refusal::StaleEpoch`].
     pub fn handle_order(&mut self, order: Order) -> Result<(), Refusal> {
-        if let Some(known) = &self.order {
+        if let Some(known) = self
+            .order
+            .as_ref()
+            .filter(|_| self.fault != Some(Fault::ObeysOldEpochs))
+        {
             if order.epoch < known.epoch {
                 return Err(Refusal::StaleEpoch {
                     order: order.epoch,
@@ -372,6 +393,7 @@ impl Machine {
             }
             let floor = match order.role {
                 Role::Serve { .. } => Epoch(0),
+                Role::Release { .. } if self.cuts_too_early() => Epoch(0),
                 Role::Release { .. } | Role::Shadow { .. } | Role::Idle => order.epoch,
             };
             if self.fenced < floor {
@@ -444,7 +466,7 @@ impl Machine {
                     .or_else(|| (!self.lost && self.wants(Writes::Taken)).then_some(Job::TakeWrites))
             }
             Role::Release { shadows } => {
-                if self.workload != Workload::Stopped {
+                if self.workload != Workload::Stopped && !self.cuts_too_early() {
                     return Some(Job::StopWorkload);
                 }
                 let cut = self
@@ -483,6 +505,10 @@ impl Machine {
                 shadows: shadows.to_vec(),
             }),
         }
+    }
+
+    fn cuts_too_early(&self) -> bool {
+        self.fault == Some(Fault::CutsBeforeFence) && self.final_cut.is_none()
     }
 
     fn leave_traffic(&self) -> Option<Job> {

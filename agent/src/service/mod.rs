@@ -12,4 +12,6 @@ mod tests;
 
 pub use driver::{Driver, DriverSettings, Registry};
 pub use kept::KeptOrders;
+#[doc(hidden)]
+pub use machine::Fault;
 pub use machine::{Action, Event, Job, Machine, Outcome, SyncStatus};

@@ -11,7 +11,7 @@ use understudy_common::wire::{Order, Refusal, Response};
 use super::announce;
 use super::holds::Holds;
 use super::requests::{Answer, Waiter};
-use super::{Leading, ORDER_EVERY, Output, PROPOSALS_MAX, Replica, TICK};
+use super::{Fault, Leading, ORDER_EVERY, Output, PROPOSALS_MAX, Replica, TICK};
 use crate::plan::{self, Act, Facts, Plan, Proposal};
 use crate::state::{Change, Command, Outcome, orders_for};
 
@@ -293,8 +293,10 @@ impl Replica {
                     })
                     .is_some_and(|known| known.revision >= order.revision);
                 let sent = leading.sent.get(&(*host, order.service));
-                let again = sent
-                    .is_none_or(|(revision, at)| *revision < order.revision || now.since(*at) >= ORDER_EVERY);
+                let overdue = |at: BootTime| {
+                    now.since(at) >= ORDER_EVERY && self.settings.fault != Some(Fault::OrdersOnce)
+                };
+                let again = sent.is_none_or(|(revision, at)| *revision < order.revision || overdue(*at));
                 if !obeyed && again {
                     due.push((*host, order));
                 }

@@ -113,6 +113,14 @@ impl Settings {
 pub enum Fault {
     /// Renewals are answered by whoever believes to be the leader.
     RenewWithoutReadIndex,
+    /// A planned move gives the new holder the epoch of the old one.
+    HandoverKeepsEpoch,
+    /// What waits for the disk is sent before the disk has it.
+    SendBeforePersist,
+    /// `apply` takes the time from this replica's own clock.
+    ApplyReadsClock,
+    /// An order is sent once, whether or not it is obeyed.
+    OrdersOnce,
 }
 
 /// What the disk gave back. Empty at the first start.

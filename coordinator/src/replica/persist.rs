@@ -3,11 +3,11 @@
 use std::collections::VecDeque;
 
 use raft::eraftpb::{Entry, EntryType, Message, MessageType, Snapshot};
-use understudy_common::id::CoordinatorId;
+use understudy_common::id::{CoordinatorId, Epoch};
 use understudy_common::units::BootTime;
 
-use super::{Leading, Output, Persist, Replica};
-use crate::state::State;
+use super::{Fault, Leading, Output, Persist, Replica};
+use crate::state::{Change, Command, GrantReason, Outcome, State};
 
 /// Entries kept behind a snapshot for followers that are a little late.
 const TAIL: u64 = 512;
@@ -141,6 +141,9 @@ impl Replica {
             after = rest;
             at_once.extend::<Vec<_>>(alive);
         }
+        if self.settings.fault == Some(Fault::SendBeforePersist) {
+            at_once.append(&mut after);
+        }
         for message in at_once {
             self.send(message);
         }
@@ -199,7 +202,10 @@ impl Replica {
                 if !self.knows(entry) {
                     return;
                 }
-                self.state.apply(entry.index, &entry.data)
+                match self.settings.fault {
+                    Some(fault) => self.apply_with(fault, entry),
+                    None => self.state.apply(entry.index, &entry.data),
+                }
             } else {
                 self.apply_members(entry)
             };
@@ -207,6 +213,25 @@ impl Replica {
         }
         self.node.advance_apply_to(last.index);
         self.observe(now);
+    }
+
+    /// `apply` with a known bug put back in.
+    fn apply_with(&mut self, fault: Fault, entry: &Entry) -> Outcome {
+        let Ok(mut command) = Command::decode(&entry.data) else {
+            return self.state.apply(entry.index, &entry.data);
+        };
+        if fault == Fault::ApplyReadsClock {
+            command.at_ms = self.wall_ms;
+        }
+        let outcome = self.state.apply(entry.index, &command.encode());
+        if let (Fault::HandoverKeepsEpoch, Outcome::Applied, Change::Grant { service, reason, .. }) =
+            (fault, &outcome, &command.change)
+            && *reason == GrantReason::Handover
+            && let Some(service) = self.state.services.get_mut(service)
+        {
+            service.epoch = Epoch(service.epoch.0 - 1);
+        }
+        outcome
     }
 
     /// The leader's snapshot replaces the state.
