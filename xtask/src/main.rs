@@ -14,6 +14,7 @@ mod lab;
 mod repo;
 mod setup;
 mod shell;
+mod sim;
 mod soak;
 mod test;
 mod train;
@@ -57,6 +58,12 @@ enum Command {
     Soak(soak::Args),
     /// Trains the model from the committed traces
     Train(train::Args),
+    /// Runs simulated clusters, one for each seed: --seeds N --seed S [--json] [--verbose]
+    #[command(disable_help_flag = true)]
+    Sim {
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        arguments: Vec<String>,
+    },
 }
 
 fn main() -> ExitCode {
@@ -77,6 +84,7 @@ fn run(command: Command) -> Result<ExitCode> {
         Command::Exercise(arguments) => return exercise::run(&arguments),
         Command::Soak(arguments) => return soak::run(&arguments),
         Command::Bench(arguments) => return bench::run(arguments),
+        Command::Sim { arguments } => return sim::run(&arguments),
         Command::Setup => setup::run().map(|()| true),
         Command::BuildEbpf => ebpf::run().map(|()| true),
         Command::Test { arguments } => test::run(&arguments),
