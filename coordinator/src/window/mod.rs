@@ -2,7 +2,7 @@
 //! predicts at once.
 //!
 //! Invariants: bounded in hosts and ticks; a host's beacons are in the order of their ticks; the newest is exact,
-//! older ones are kept to one part in a thousand ([`packed`]).
+//! older ones are kept to one part in a thousand (`packed`).
 
 mod packed;
 

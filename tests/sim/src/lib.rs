@@ -1,7 +1,7 @@
 //! A whole cluster in one thread, from one seed.
 //!
 //! Replicas, planner, lease client and the agent's machines are the real ones; network, disks, clocks,
-//! workloads and clients are simulated. After every event the [`invariants`] hold; then everything is
+//! workloads and clients are simulated. After every event the `invariants` hold; then everything is
 //! repaired and must serve again within a bound.
 //!
 //! Invariants: chance comes from the seed alone, and nothing here reads a clock, so that a seed gives
