@@ -13,7 +13,7 @@ const fn when(text: &'static str, reason: &'static str) -> Expected {
     Expected { text, reason }
 }
 
-const EXPECTED: [Expected; 25] = [
+const EXPECTED: [Expected; 26] = [
     when(
         "disconnected coordinator=",
         "a link ended: its other end was killed, stopped or cut off",
@@ -88,6 +88,10 @@ const EXPECTED: [Expected; 25] = [
     when(
         "does not close its gate in time",
         "the holder was stopped or cut off in a planned move",
+    ),
+    when(
+        "the order is for another boot of this host",
+        "a host came back from a power cut before the leader had heard of it",
     ),
     when(
         "the change source lost count; everything is compared",

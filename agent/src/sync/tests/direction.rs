@@ -207,6 +207,16 @@ async fn frames_of_a_stranger_of_an_old_epoch_or_of_garbage_are_refused_and_cost
     let cut = primary.final_cut(PATIENCE).await.expect("cut");
     assert_eq!(cut.acked_by, [HostId(2)]);
     primary.stop().await;
+    // An acknowledged generation is in the journal; the files follow.
+    let begun = std::time::Instant::now();
+    let times = |host: &Host| {
+        let time = |path: PathBuf| fs::metadata(path).and_then(|known| known.modified()).ok();
+        (time(host.data()), time(host.data().join("file")))
+    };
+    while times(&b) != times(&a) {
+        assert!(begun.elapsed() < PATIENCE, "the checkpoint does not come");
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
     let before = tree(&b.data());
 
     let hello = |epoch: u64| {
