@@ -3,7 +3,7 @@
 use std::process::Command;
 use std::{fs, iter};
 
-use anyhow::Result;
+use anyhow::{Result, bail};
 
 use crate::shell::{ask, cargo, command, is_root, root_environment, run as run_command, say, succeeds};
 use crate::{ebpf, repo, setup};
@@ -27,9 +27,14 @@ pub(crate) fn run(arguments: &[String]) -> Result<bool> {
     } else {
         vec![Pass::Together]
     };
-    let mut passed = true;
+    let (mut passed, mut any) = (true, false);
     for pass in passes {
-        passed &= pass.run(arguments)?;
+        let outcome = pass.run(arguments)?;
+        passed &= outcome.passed;
+        any |= outcome.any;
+    }
+    if !any {
+        bail!("no test ran: nothing is called {arguments:?}, or nextest left no report in {REPORT}");
     }
     Ok(passed)
 }
@@ -45,9 +50,14 @@ enum Pass {
     AsRoot,
 }
 
+struct Ran {
+    passed: bool,
+    /// Any test ran.
+    any: bool,
+}
+
 impl Pass {
-    /// Whether all its tests passed.
-    fn run(self, arguments: &[String]) -> Result<bool> {
+    fn run(self, arguments: &[String]) -> Result<Ran> {
         let report = repo::root().join(REPORT);
         let _ = fs::remove_file(&report);
         let mut tests = cargo();
@@ -58,10 +68,12 @@ impl Pass {
             run_as_root(&mut tests);
         }
         let passed = succeeds(&mut tests)?;
-        for (test, reason) in skipped(&fs::read_to_string(report).unwrap_or_default()) {
+        let report = fs::read_to_string(report).unwrap_or_default();
+        for (test, reason) in skipped(&report) {
             say("skipped", format!("{test}: {reason}"));
         }
-        Ok(passed)
+        let any = report.contains("<testcase ");
+        Ok(Ran { passed, any })
     }
 
     fn packages(self) -> Vec<&'static str> {

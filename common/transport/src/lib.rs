@@ -3,6 +3,7 @@
 //! Invariants: the only place that imports quinn. It knows frames and principals but no policy;
 //! every frame length is bounded by its stream kind before memory is taken for it.
 
+mod file;
 mod frame;
 mod knock;
 mod link;
@@ -13,7 +14,7 @@ mod tls;
 pub use frame::{FrameReceiver, FrameSender};
 pub use knock::Knock;
 pub use link::{Endpoint, Incoming, Link, PendingCall, PendingStream};
-pub use renewal::{RenewalError, keep_renewed};
+pub use renewal::{RenewalError, chain_in, keep_renewed};
 
 /// Concurrent streams that a peer may open on one link, each way. Further opens wait.
 pub const STREAMS_MAX: u32 = 256;

@@ -14,7 +14,7 @@ use understudy_common::revocation::Revocations;
 use understudy_common::wire::{self, CHAIN_MAX, Request, Response, StreamKind};
 
 use crate::frame::{closed, prefix};
-use crate::renewal::RenewalError;
+use crate::renewal::{RenewalError, chain_in};
 use crate::revoked::Watch;
 use crate::{FrameReceiver, FrameSender, STREAMS_MAX, TransportError, tls};
 
@@ -337,11 +337,7 @@ impl Link {
     /// # Errors
     /// Why there is none.
     pub async fn renewed_certificate(&self) -> Result<String, RenewalError> {
-        match self.call(&Request::RenewCertificate, RENEW_MAX).await? {
-            Response::Certificate(chain) => Ok(chain),
-            Response::Refused(refusal) => Err(refusal.into()),
-            _ => Err(RenewalError::Answer),
-        }
+        chain_in(self.call(&Request::RenewCertificate, RENEW_MAX).await?)
     }
 
     /// Shows each certificate that this side gets while the link is up, which keeps the link's first

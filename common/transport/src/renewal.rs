@@ -4,16 +4,15 @@
 //! When is [`understudy_common::renewal`]'s.
 
 use std::collections::hash_map::RandomState;
-use std::fs;
 use std::hash::{BuildHasher as _, Hasher as _};
-use std::io::{self, Write as _};
+use std::io;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use understudy_common::renewal::Renewal;
-use understudy_common::wire::Refusal;
+use understudy_common::wire::{Refusal, Response};
 
-use crate::{Endpoint, TransportError};
+use crate::{Endpoint, TransportError, file};
 
 /// The wall clock may be set while nothing happens: it is looked at this often.
 const LOOK_MAX: Duration = Duration::from_secs(60);
@@ -34,9 +33,21 @@ pub enum RenewalError {
     Keep { path: PathBuf, source: io::Error },
 }
 
-/// Renews the endpoint's certificate in its last third, in the endpoint and in `file`, for as long as
+/// The chain in the answer to a [`Request::RenewCertificate`](understudy_common::wire::Request).
+///
+/// # Errors
+/// [`RenewalError::Refused`], or [`RenewalError::Answer`] when it is something else.
+pub fn chain_in(response: Response) -> Result<String, RenewalError> {
+    match response {
+        Response::Certificate(chain) => Ok(chain),
+        Response::Refused(refusal) => Err(refusal.into()),
+        _ => Err(RenewalError::Answer),
+    }
+}
+
+/// Renews the endpoint's certificate in its last third, in the endpoint and in `path`, for as long as
 /// the future is polled. `ask` gets a new chain, PEM, for the same principal, enrolment and key.
-pub async fn keep_renewed<A, F>(endpoint: Endpoint, file: PathBuf, ask: A)
+pub async fn keep_renewed<A, F>(endpoint: Endpoint, path: PathBuf, ask: A)
 where
     A: Fn() -> F,
     F: Future<Output = Result<String, RenewalError>>,
@@ -54,7 +65,7 @@ where
             continue;
         }
         let renewed = match ask().await {
-            Ok(chain) => take(&endpoint, &file, &chain).await,
+            Ok(chain) => take(&endpoint, &path, &chain).await,
             Err(error) => Err(error),
         };
         let now = wall_ms();
@@ -74,7 +85,7 @@ where
 }
 
 /// Checks the chain, writes it, and shows it from then on.
-async fn take(endpoint: &Endpoint, file: &Path, chain: &str) -> Result<(), RenewalError> {
+async fn take(endpoint: &Endpoint, path: &Path, chain: &str) -> Result<(), RenewalError> {
     let current = endpoint
         .credentials()
         .ok_or(RenewalError::Nobody)?
@@ -84,26 +95,16 @@ async fn take(endpoint: &Endpoint, file: &Path, chain: &str) -> Result<(), Renew
         .with_chain(chain.as_bytes())
         .map_err(TransportError::from)?;
     endpoint.check_renewal(&next)?;
-    let (path, chain) = (file.to_owned(), chain.to_owned());
-    let written = tokio::task::spawn_blocking(move || write(&path, &chain))
+    let (into, chain) = (path.to_owned(), chain.to_owned());
+    let written = tokio::task::spawn_blocking(move || file::replace(&into, chain.as_bytes()))
         .await
         .unwrap_or_else(|error| Err(io::Error::other(error)));
     // Also when it could not be written: better until the end of this program than not at all.
     endpoint.renew(&next)?;
     written.map_err(|source| RenewalError::Keep {
-        path: file.to_owned(),
+        path: path.to_owned(),
         source,
     })
-}
-
-fn write(path: &Path, chain: &str) -> io::Result<()> {
-    let part = path.with_extension("part");
-    let mut file = fs::File::create(&part)?;
-    file.write_all(chain.as_bytes())?;
-    file.sync_all()?;
-    fs::rename(&part, path)?;
-    let dir = path.parent().filter(|dir| !dir.as_os_str().is_empty());
-    fs::File::open(dir.unwrap_or(Path::new(".")))?.sync_all()
 }
 
 fn left(ms: i64) -> String {

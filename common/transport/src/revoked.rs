@@ -4,7 +4,7 @@
 //! before as a whole.
 
 use std::fs;
-use std::io::{self, Write as _};
+use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError, RwLock, Weak};
 use std::time::Duration;
@@ -12,9 +12,9 @@ use std::time::Duration;
 use understudy_common::revocation::Revocations;
 use understudy_common::wire;
 
-use crate::TransportError;
 use crate::link::Wire;
 use crate::tls::Revoked;
+use crate::{TransportError, file};
 
 /// Links between two sweeps of those that ended.
 const SWEEP_EVERY: usize = 64;
@@ -118,9 +118,5 @@ fn keep(path: &Path, list: &Revocations) -> io::Result<()> {
     if let Some(dir) = path.parent() {
         fs::create_dir_all(dir)?;
     }
-    let part = path.with_extension("part");
-    let mut file = fs::File::create(&part)?;
-    file.write_all(&wire::encode(list))?;
-    file.sync_all()?;
-    fs::rename(part, path)
+    file::replace(path, &wire::encode(list))
 }

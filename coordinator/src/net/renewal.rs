@@ -4,12 +4,13 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use tokio::sync::{mpsc, oneshot, watch};
+use tokio::sync::{mpsc, watch};
 use understudy_common::id::CoordinatorId;
 use understudy_common::identity::Principal;
-use understudy_common::wire::{CoordinatorList, Refusal, Response};
-use understudy_transport::{Endpoint, RenewalError, TransportError, keep_renewed};
+use understudy_common::wire::CoordinatorList;
+use understudy_transport::{Endpoint, RenewalError, TransportError, chain_in, keep_renewed};
 
+use super::rpc;
 use crate::coordinator::Event;
 
 const DIAL_MAX: Duration = Duration::from_millis(1_500);
@@ -66,16 +67,7 @@ async fn ask(
 async fn own_issuer(endpoint: &Endpoint, events: &mpsc::Sender<Event>) -> Result<String, RenewalError> {
     let own = endpoint.credentials().ok_or(RenewalError::Nobody)?;
     let certificate = own.borrow().certificate().clone();
-    let (reply, response) = oneshot::channel();
-    let busy = || RenewalError::from(Refusal::Busy("requests".to_owned()));
-    events
-        .try_send(Event::Renewal { certificate, reply })
-        .map_err(|_| busy())?;
-    match response.await.map_err(|_| busy())? {
-        Response::Certificate(chain) => Ok(chain),
-        Response::Refused(refusal) => Err(refusal.into()),
-        _ => Err(RenewalError::Answer),
-    }
+    chain_in(rpc::answered(events, |reply| Event::Renewal { certificate, reply }).await)
 }
 
 async fn other(endpoint: &Endpoint, id: CoordinatorId, addr: SocketAddr) -> Result<String, RenewalError> {

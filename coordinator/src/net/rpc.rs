@@ -93,7 +93,8 @@ fn refused(why: String) -> Response {
     Response::Refused(Refusal::Invalid(why))
 }
 
-async fn answered(
+/// What the loop answers; *busy* when it has no room for the question.
+pub(super) async fn answered(
     events: &mpsc::Sender<Event>,
     event: impl FnOnce(oneshot::Sender<Response>) -> Event,
 ) -> Response {

@@ -5,7 +5,7 @@ use std::path::Path;
 use understudy_common::id::ServiceId;
 use understudy_common::wire::{self, CopyState};
 
-use super::histories::Joined;
+use super::histories::{Joined, places};
 use super::pair::{Act, tree};
 use crate::sync::journal::crash;
 use crate::sync::roots::Roots;
@@ -65,16 +65,7 @@ fn a_crash_at_any_step_leaves_exactly_a_sealed_generation() {
     let mut last = false;
     let mut steps = 0;
     while !last {
-        let dir = tempfile::Builder::new()
-            .prefix("ussync")
-            .tempdir_in("/dev/shm")
-            .expect("tmpfs");
-        let (from, to, state) = (
-            dir.path().join("from"),
-            dir.path().join("to"),
-            dir.path().join("state"),
-        );
-        std::fs::create_dir(&from).expect("fresh");
+        let (_dir, [from, to, state]) = places();
         let mut joined = Joined::new(&from, &to, &state);
         FIRST.iter().for_each(|act| act.play(&from));
         let first = joined.cut(1);
@@ -189,16 +180,7 @@ pub(super) fn receive(store: &mut Store, frames: &[Vec<u8>]) -> Option<bool> {
 
 #[test]
 fn a_garbled_journal_is_dropped_and_the_sealed_state_kept() {
-    let dir = tempfile::Builder::new()
-        .prefix("ussync")
-        .tempdir_in("/dev/shm")
-        .expect("tmpfs");
-    let (from, to, state) = (
-        dir.path().join("from"),
-        dir.path().join("to"),
-        dir.path().join("state"),
-    );
-    std::fs::create_dir(&from).expect("fresh");
+    let (_dir, [from, to, state]) = places();
     let mut joined = Joined::new(&from, &to, &state);
     FIRST.iter().for_each(|act| act.play(&from));
     let first = joined.cut(1);

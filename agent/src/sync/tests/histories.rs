@@ -1,6 +1,6 @@
 //! Random histories, played while generations are cut, shipped over memory and applied.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
@@ -40,6 +40,17 @@ fn pipe() -> (Pipe, mpsc::UnboundedReceiver<Vec<u8>>) {
     let (frames, receiver) = mpsc::unbounded_channel();
     let inflight = Arc::default();
     (Pipe { frames, inflight }, receiver)
+}
+
+/// An empty `from` on tmpfs, and where `to` and `state` go beside it; removed with the first value.
+pub fn places() -> (tempfile::TempDir, [PathBuf; 3]) {
+    let dir = tempfile::Builder::new()
+        .prefix("ussync")
+        .tempdir_in("/dev/shm")
+        .expect("tmpfs");
+    let places = ["from", "to", "state"].map(|name| dir.path().join(name));
+    std::fs::create_dir(&places[0]).expect("fresh");
+    (dir, places)
 }
 
 /// A cutter and a store joined by memory.
@@ -169,16 +180,7 @@ impl Joined {
 
 #[test]
 fn a_shadow_that_is_behind_catches_up_with_one_generation() {
-    let dir = tempfile::Builder::new()
-        .prefix("ussync")
-        .tempdir_in("/dev/shm")
-        .expect("tmpfs");
-    let (from, to, state) = (
-        dir.path().join("from"),
-        dir.path().join("to"),
-        dir.path().join("state"),
-    );
-    std::fs::create_dir(&from).expect("fresh");
+    let (_dir, [from, to, state]) = places();
     let mut joined = Joined::new(&from, &to, &state);
     let sealed = |frames: &[Vec<u8>]| {
         let seal = |raw: &&Vec<u8>| matches!(wire::decode(raw).expect("sound"), Frame::Seal { .. });
@@ -217,9 +219,7 @@ proptest! {
 
     #[test]
     fn both_trees_are_equal_after_each_generation(history in acts()) {
-        let dir = tempfile::Builder::new().prefix("ussync").tempdir_in("/dev/shm").expect("tmpfs");
-        let (from, to, state) = (dir.path().join("from"), dir.path().join("to"), dir.path().join("state"));
-        std::fs::create_dir(&from).expect("fresh");
+        let (_dir, [from, to, state]) = places();
         let mut joined = Joined::new(&from, &to, &state);
         let mut seen = Vec::new();
         for (n, acts) in history.iter().enumerate() {

@@ -89,6 +89,11 @@ impl Agent {
     }
 }
 
+/// What the running agent knows of the service; nothing when it does not run.
+fn known(agent: &mut Option<Agent>, service: ServiceId) -> Option<&mut Known> {
+    agent.as_mut()?.services.get_mut(&service)
+}
+
 impl Host {
     /// When the agent has something to do by itself.
     pub fn timeout(&self) -> Option<BootTime> {
@@ -252,11 +257,7 @@ impl Host {
         service: ServiceId,
         frame: Frame,
     ) -> Result<(), String> {
-        let Some(known) = self
-            .agent
-            .as_mut()
-            .and_then(|agent| agent.services.get_mut(&service))
-        else {
+        let Some(known) = known(&mut self.agent, service) else {
             return Ok(());
         };
         let Some(store) = self.stores.get_mut(&service) else {
@@ -272,11 +273,7 @@ impl Host {
         service: ServiceId,
         generation: GenerationId,
     ) -> Result<(), String> {
-        if let Some(known) = self
-            .agent
-            .as_mut()
-            .and_then(|agent| agent.services.get_mut(&service))
-        {
+        if let Some(known) = known(&mut self.agent, service) {
             known.driver.acked(from, generation);
         }
         self.turn(step)
@@ -284,11 +281,7 @@ impl Host {
 
     pub fn handle_sealed(&mut self, step: &mut Step<'_>, service: ServiceId) -> Result<(), String> {
         let full = self.disk_full;
-        let Some(known) = self
-            .agent
-            .as_mut()
-            .and_then(|agent| agent.services.get_mut(&service))
-        else {
+        let Some(known) = known(&mut self.agent, service) else {
             return Ok(());
         };
         let Some(store) = self.stores.get_mut(&service) else {
