@@ -13,7 +13,7 @@ const fn when(text: &'static str, reason: &'static str) -> Expected {
     Expected { text, reason }
 }
 
-const EXPECTED: [Expected; 26] = [
+const EXPECTED: [Expected; 27] = [
     when(
         "disconnected coordinator=",
         "a link ended: its other end was killed, stopped or cut off",
@@ -67,6 +67,10 @@ const EXPECTED: [Expected; 26] = [
         "a disk was filled, and emptied again",
     ),
     when("no room to tidy the raft log up", "a disk was filled"),
+    when(
+        "Input/output error (os error 5)",
+        "at a power cut the disk is gone an instant before the programs are",
+    ),
     when(
         "cut off what a crash left of a record",
         "a power cut came while a record was being written",
