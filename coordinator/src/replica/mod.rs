@@ -19,12 +19,13 @@ mod log;
 mod membership;
 mod mirror;
 mod operate;
+mod outputs;
 mod persist;
 mod requests;
 mod status;
 mod transfer;
 
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::time::Duration;
 
@@ -40,6 +41,7 @@ use crate::plan::Seen;
 use crate::state::{COMMAND_VERSION, SNAPSHOT_VERSION, State};
 use holds::Holds;
 use mirror::Mirror;
+use outputs::Outputs;
 use persist::Flights;
 pub use raft::eraftpb::{Entry, HardState, Message, Snapshot};
 use requests::Waiter;
@@ -66,8 +68,9 @@ pub const PROPOSALS_MAX: u64 = 1_024;
 pub const ORDER_EVERY: Duration = Duration::from_millis(200);
 /// Bytes of entries in one raft message, well below the frame limit.
 const APPEND_BYTES_MAX: u64 = 256 << 10;
-/// Append messages on their way to one follower.
-const APPENDS_MAX: usize = 64;
+/// Append messages on their way to one follower: one that it writes, and one that comes in the meantime. What is
+/// proposed while both are under way leaves as one message.
+const APPENDS_MAX: usize = 2;
 
 #[derive(Clone, Debug)]
 pub struct Settings {
@@ -188,7 +191,7 @@ pub struct Replica {
     ticked_at: BootTime,
     /// Wall clock as last told, for commands.
     wall_ms: u64,
-    outputs: VecDeque<Output>,
+    outputs: Outputs,
     flights: Flights,
     leading: Option<Leading>,
     leases: LeaseTable,
@@ -269,7 +272,7 @@ impl Replica {
             ticks: 0,
             ticked_at: now,
             wall_ms: 0,
-            outputs: VecDeque::new(),
+            outputs: Outputs::default(),
             flights: Flights::new(first),
             leading: None,
             rounds: Rounds::default(),
@@ -405,7 +408,7 @@ impl Replica {
     }
 
     pub fn poll_output(&mut self) -> Option<Output> {
-        self.outputs.pop_front()
+        self.outputs.pop()
     }
 
     /// When [`Self::handle_tick`] is due.
@@ -460,13 +463,11 @@ impl Replica {
     }
 
     fn reply(&mut self, id: RequestId, response: Response) {
-        self.outputs.push_back(Output::Reply { id, response });
+        self.outputs.reply(Output::Reply { id, response });
     }
 
     fn push(&mut self, output: Output) {
-        if self.outputs.len() < OUTPUTS_MAX {
-            self.outputs.push_back(output);
-        }
+        self.outputs.push(output);
     }
 }
 
