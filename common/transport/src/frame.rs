@@ -1,5 +1,8 @@
 //! Length-prefixed frames on QUIC streams.
 
+use std::pin::pin;
+use std::task::{Context, Waker};
+
 use quinn::{ReadExactError, RecvStream, SendStream};
 
 use crate::TransportError;
@@ -76,6 +79,17 @@ impl FrameReceiver {
         let mut frame = vec![0; len];
         self.stream.read_exact(&mut frame).await.map_err(closed)?;
         Ok(Some(frame))
+    }
+}
+
+/// A stream whose end is here counts as read to its end. Otherwise the peer is told to stop sending, which costs
+/// each request and each response a packet.
+impl Drop for FrameReceiver {
+    fn drop(&mut self) {
+        let mut byte = [0];
+        let end = pin!(self.stream.read(&mut byte));
+        // Whatever it is: nobody reads on.
+        let _ = end.poll(&mut Context::from_waker(Waker::noop()));
     }
 }
 
