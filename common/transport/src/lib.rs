@@ -9,6 +9,7 @@ mod knock;
 mod link;
 mod renewal;
 mod revoked;
+mod socket;
 mod tls;
 
 pub use frame::{FrameReceiver, FrameSender};

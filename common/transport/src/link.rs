@@ -16,7 +16,7 @@ use understudy_common::wire::{self, CHAIN_MAX, Request, Response, StreamKind};
 use crate::frame::{closed, prefix};
 use crate::renewal::{RenewalError, chain_in};
 use crate::revoked::Watch;
-use crate::{FrameReceiver, FrameSender, STREAMS_MAX, TransportError, tls};
+use crate::{FrameReceiver, FrameSender, STREAMS_MAX, TransportError, socket, tls};
 
 /// A peer that is silent for this long is gone. The dialling side keeps the link alive three times as often, and the
 /// answers to that do so for the other side: a coordinator need not wake up for each of its hosts.
@@ -71,8 +71,7 @@ impl Endpoint {
         server.transport_config(Arc::new(transport_config(None)));
         let client = tls::client_config(credentials, Arc::clone(&shown), watch.revoked())?;
         let client = dialling(client)?;
-        let mut endpoint =
-            quinn::Endpoint::server(server, addr).map_err(|source| TransportError::Bind { addr, source })?;
+        let mut endpoint = quic(addr, Some(server))?;
         endpoint.set_default_client_config(client);
         let own = OwnCertificate {
             shown,
@@ -92,8 +91,7 @@ impl Endpoint {
     /// # Errors
     /// [`TransportError::Bind`] or [`TransportError::Identity`].
     pub fn newcomer(addr: SocketAddr, ca: [u8; 32]) -> Result<Self, TransportError> {
-        let mut endpoint =
-            quinn::Endpoint::client(addr).map_err(|source| TransportError::Bind { addr, source })?;
+        let mut endpoint = quic(addr, None)?;
         endpoint.set_default_client_config(dialling(tls::newcomer_config(ca)?)?);
         Ok(Self {
             endpoint,
@@ -521,6 +519,13 @@ fn identity_of(connection: &quinn::Connection) -> Result<Identity, TransportErro
         return Err(TransportError::Tls("a newcomer has no certificate".to_owned()));
     }
     Ok(identity)
+}
+
+fn quic(addr: SocketAddr, server: Option<quinn::ServerConfig>) -> Result<quinn::Endpoint, TransportError> {
+    let runtime = Arc::new(quinn::TokioRuntime);
+    socket::bind(addr)
+        .and_then(|socket| quinn::Endpoint::new(quinn::EndpointConfig::default(), server, socket, runtime))
+        .map_err(|source| TransportError::Bind { addr, source })
 }
 
 fn dialling(config: rustls::ClientConfig) -> Result<quinn::ClientConfig, TransportError> {

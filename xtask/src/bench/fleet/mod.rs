@@ -6,6 +6,8 @@
 
 mod stage;
 
+use std::time::Duration;
+
 use anyhow::Result;
 
 use super::Wanted;
@@ -55,7 +57,7 @@ const FULL: Scale = Scale {
     ],
     sockets: 3_000,
     seconds: 62,
-    memory_hosts: 2_000,
+    memory_hosts: 1_000,
     memory_every_ms: 100,
     memory_runs: 3,
 };
@@ -83,7 +85,7 @@ pub(super) fn measure(wanted: &Wanted) -> Result<Vec<Row>> {
 
 /// Steps up until something fails; the last number of hosts with which nothing did.
 fn hosts(wanted: &Wanted, scale: &Scale) -> Result<Row> {
-    let mut stage = Stage::open(wanted, "fleet", scale.sockets, 1_000)?;
+    let mut stage = Stage::open(wanted, "fleet", scale.sockets, 1_000, true)?;
     let mut held = None;
     let mut why = format!("no step beyond {:?} was tried", scale.steps.last());
     for step in scale.steps {
@@ -131,30 +133,48 @@ fn fault(measured: &Measured) -> Option<String> {
     (tick > TICK_US_MAX).then(|| format!("a tick's work took {:.0} ms (p99)", tick as f64 / 1e3))
 }
 
-/// Resident memory of a coordinator whose hosts all have a full window, less that with their connections alone.
+/// What beacons cost a coordinator that predicts more than one that does not: the same hosts send the same to both,
+/// so what connections take is in both, and the model is there before the first host is.
 fn bytes(wanted: &Wanted, scale: &Scale) -> Result<Row> {
     let mut figures = Vec::new();
     for _ in 0..scale.memory_runs {
-        let mut stage = Stage::open(wanted, "memory", scale.sockets, scale.memory_every_ms)?;
-        stage.link(scale.memory_hosts)?;
-        let connected = stage.resident_bytes()?;
-        stage.start()?;
-        let full_s = (stage::WINDOW_TICKS * scale.memory_every_ms).div_ceil(1_000) + 2;
+        let [with, without] = [true, false].map(|predicts| grown(wanted, scale, predicts));
+        let (with, without) = (with?, without?);
+        let hosts = scale.memory_hosts as f64;
+        let mib = |bytes: f64| bytes / f64::from(1 << 20);
+        say(
+            "memory",
+            format!(
+                "{hosts} hosts take {:.1} MiB, and {:.1} MiB where nothing is predicted",
+                mib(with),
+                mib(without)
+            ),
+        );
+        figures.push((with - without) / hosts);
+    }
+    Ok(Row::measured(BYTES, figures))
+}
+
+/// Bytes that a coordinator's resident memory grew by from its start until a window of every host was full.
+fn grown(wanted: &Wanted, scale: &Scale, predicts: bool) -> Result<f64> {
+    let mut stage = Stage::open(wanted, "memory", scale.sockets, scale.memory_every_ms, predicts)?;
+    stage.link(1)?;
+    let alone = stage.resident_bytes()?;
+    stage.link(scale.memory_hosts)?;
+    stage.start()?;
+    let full_s = (stage::WINDOW_TICKS * scale.memory_every_ms).div_ceil(1_000) + 2;
+    if predicts {
         let measured = stage.measure(full_s)?;
-        let resident = stage.resident_bytes()?;
         let hosts = scale.memory_hosts as f64;
         anyhow::ensure!(
             measured.received() as f64 >= hosts * stage::WINDOW_TICKS as f64,
             "the windows are not full: {} beacons of {hosts} hosts",
             measured.received()
         );
-        say(
-            "memory",
-            format!("{} to {} MiB with {hosts} hosts", connected >> 20, resident >> 20),
-        );
-        figures.push((resident as f64 - connected as f64) / hosts);
+    } else {
+        std::thread::sleep(Duration::from_secs(full_s));
     }
-    Ok(Row::measured(BYTES, figures))
+    Ok(stage.resident_bytes()? as f64 - alone as f64)
 }
 
 /// ONNX Runtime, where `cargo xtask setup` puts it.

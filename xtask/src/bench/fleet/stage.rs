@@ -83,7 +83,13 @@ struct Configured {
 struct Done {}
 
 impl Stage {
-    pub(super) fn open(wanted: &Wanted, name: &str, sockets: usize, every_ms: u64) -> Result<Self> {
+    pub(super) fn open(
+        wanted: &Wanted,
+        name: &str,
+        sockets: usize,
+        every_ms: u64,
+        predicts: bool,
+    ) -> Result<Self> {
         ensure!(
             runtime().is_file(),
             "{} is missing: run `cargo xtask setup`",
@@ -107,7 +113,9 @@ impl Stage {
         let orders = generator.stdin.take().context("the generator's input")?;
         let mut answers = BufReader::new(generator.stdout.take().context("the generator's output")?);
         let Configured { config } = answer(&mut answers)?;
-        predict(&config)?;
+        if predicts {
+            predict(&config)?;
+        }
         let mut coordinator = Command::new(wanted.programs.path("understudy-coordinator"));
         coordinator.arg("--config").arg(&config).env("RUST_LOG", "warn");
         let coordinator = Daemon::start(
