@@ -277,7 +277,12 @@ impl Cutter {
         }
         let again = match outcome {
             Outcome::Read(pages) if !written_meanwhile => pages,
-            Outcome::Read(_) | Outcome::TooMuch => {
+            discarded => {
+                // Pages of files that were found only now are in no mark: a page that is dirty in memory is not
+                // marked again, whatever is written to it.
+                if let Outcome::Read(pages) = discarded {
+                    rest.pages = pages;
+                }
                 self.carried.merge(rest);
                 self.discards += 1;
                 self.figures.cuts_discarded += 1;

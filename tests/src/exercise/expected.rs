@@ -13,7 +13,7 @@ const fn when(text: &'static str, reason: &'static str) -> Expected {
     Expected { text, reason }
 }
 
-const EXPECTED: [Expected; 27] = [
+const EXPECTED: [Expected; 29] = [
     when(
         "disconnected coordinator=",
         "a link ended: its other end was killed, stopped or cut off",
@@ -58,6 +58,14 @@ const EXPECTED: [Expected; 27] = [
     when(
         "Truncating log file due to broken batch",
         "raft-engine cuts off what was being written at a kill",
+    ),
+    when(
+        "Truncating log file due to broken header",
+        "a power cut came before a new file of the raft log had its header on disk: nothing was in it",
+    ),
+    when(
+        "error=no answer within 3s",
+        "its other end was stopped or cut off before it had said what the stream is for",
     ),
     when("No space left on device", "a disk was filled"),
     when("the disk is full", "a disk was filled"),

@@ -27,6 +27,8 @@ enum Freeze {
     TimesOut,
     /// The guard thawed before the cut was done.
     Broken,
+    /// The same, and a file was made just before.
+    BrokenWithNewFile,
 }
 
 #[derive(Default)]
@@ -52,6 +54,10 @@ impl Stage {
 
     fn key(&self) -> InodeKey {
         InodeKey::of(&fs::metadata(&self.file).expect("there"))
+    }
+
+    fn second(&self) -> PathBuf {
+        self.file.with_file_name("second")
     }
 
     fn page(&self, page: u64) -> DirtySet {
@@ -113,9 +119,13 @@ impl Freezer for Stage {
             let late = self.page(1);
             self.script().late = late;
         }
+        if how == Freeze::BrokenWithNewFile {
+            fs::write(self.second(), [1; BLOCK as usize]).expect("room");
+            self.script().marks.names.walk_all = true;
+        }
         let stage = self.clone();
         let frozen = Frozen::new(move || stage.script().frozen = false);
-        Ok(if how == Freeze::Broken {
+        Ok(if matches!(how, Freeze::Broken | Freeze::BrokenWithNewFile) {
             frozen.until(Instant::now())
         } else {
             frozen
@@ -167,9 +177,13 @@ impl Cuts {
     }
 
     fn holds(&self, page: u64, fill: u8) -> bool {
+        self.file_holds(b"file", page, fill)
+    }
+
+    fn file_holds(&self, name: &[u8], page: u64, fill: u8) -> bool {
         let hash = block_hash(&[fill; BLOCK as usize]);
         let manifest = self.cutter.manifest();
-        let file = RelPath::root(0).join(b"file").expect("a plain name");
+        let file = RelPath::root(0).join(name).expect("a plain name");
         let Some(Body::File { blocks, .. }) = manifest.get(&file).map(|entry| &entry.body) else {
             return false;
         };
@@ -222,4 +236,16 @@ fn a_cut_that_the_guard_ended_is_discarded() {
     assert_eq!(cuts.cutter.figures.cuts_discarded, 1);
     assert!(cuts.cycle().is_some());
     assert!(cuts.holds(2, 5));
+}
+
+#[test]
+fn a_file_that_is_found_in_a_cut_that_is_discarded_is_read_again() {
+    let mut cuts = cuts();
+    cuts.stage.store(2, 5);
+    cuts.stage.script().freeze = Freeze::BrokenWithNewFile;
+    assert!(cuts.cycle().is_none() && cuts.cutter.figures.cuts_discarded == 1);
+    // Its page is dirty in memory since it was made: the kernel marks nothing.
+    fs::write(cuts.stage.second(), [2; BLOCK as usize]).expect("room");
+    assert!(cuts.cycle().is_some());
+    assert!(cuts.file_holds(b"second", 0, 2));
 }
