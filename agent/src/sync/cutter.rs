@@ -84,7 +84,8 @@ enum Look {
 enum Outcome {
     /// The pages that were read, new files among them.
     Read(BTreeMap<InodeKey, PageSet>),
-    TooMuch,
+    /// The pages that would have been.
+    TooMuch(BTreeMap<InodeKey, PageSet>),
 }
 
 impl Cutter {
@@ -277,13 +278,10 @@ impl Cutter {
         }
         let again = match outcome {
             Outcome::Read(pages) if !written_meanwhile => pages,
-            discarded => {
-                // Pages of files that were found only now are in no mark: a page that is dirty in memory is not
-                // marked again, whatever is written to it.
-                if let Outcome::Read(pages) = discarded {
-                    rest.pages = pages;
-                }
-                self.carried.merge(rest);
+            Outcome::Read(pages) | Outcome::TooMuch(pages) => {
+                // More than what was marked: a file that was found only now is in no mark, and a page that is dirty
+                // in memory is not marked again, whatever is written to it.
+                self.carried.merge(DirtySet { pages, ..rest });
                 self.discards += 1;
                 self.figures.cuts_discarded += 1;
                 return Ok(None);
@@ -392,8 +390,7 @@ impl Cutter {
             })
             .sum();
         if look == Look::Frozen && bytes > FROZEN_BYTES_MAX && self.discards < DISCARDS_MAX {
-            self.carried.pages = pages;
-            return Ok(Outcome::TooMuch);
+            return Ok(Outcome::TooMuch(pages));
         }
         // So much would make the freeze long: then rather the disk is waited for.
         let deadline = (bytes <= FROZEN_BYTES_MAX / 2).then(|| Instant::now() + self.rearm_max);

@@ -133,8 +133,9 @@ fn fault(measured: &Measured) -> Option<String> {
     (tick > TICK_US_MAX).then(|| format!("a tick's work took {:.0} ms (p99)", tick as f64 / 1e3))
 }
 
-/// What beacons cost a coordinator that predicts more than one that does not: the same hosts send the same to both,
-/// so what connections take is in both, and the model is there before the first host is.
+/// What beacons cost a coordinator that predicts more than one that does not: hosts send to both alike, so
+/// what connections take is in both, and the model is there before the first host is. Only the one that predicts counts
+/// what it received: less sent to the other makes the figure larger.
 fn bytes(wanted: &Wanted, scale: &Scale) -> Result<Row> {
     let mut figures = Vec::new();
     for _ in 0..scale.memory_runs {
