@@ -2,12 +2,13 @@
 //!
 //! Invariants: the working manifest equals the files at each cut; a page leaves the dirty set only
 //! when it was read after it was write-protected, or inside a freeze and again after the next
-//! write-protect; nothing waits for the disk inside a freeze.
+//! write-protect, or when its file is gone; nothing waits for the disk inside a freeze.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
-use std::fs::File;
+mod names;
+
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::fs::{File, Metadata};
 use std::io;
-use std::os::fd::AsFd as _;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -16,9 +17,9 @@ use understudy_common::spec::Consistency;
 use understudy_common::units::BootTime;
 use understudy_common::wire::SyncFigures;
 
-use super::roots::{Roots, Seen, look, read_range};
-use super::scan::ScanSource;
-use super::tracker::{ChangeSource, DirtySet, InodeKey, PAGE, PageSet, Rearmer, TrackError};
+use self::names::same_size;
+use super::roots::{Roots, open_file, read_range};
+use super::tracker::{ChangeSource, DirtySet, InodeKey, PAGE, PageSet, Rearmer};
 use crate::clock::boot_time;
 use crate::workload::{FreezeError, Freezer};
 
@@ -59,7 +60,8 @@ pub struct Cutter {
     consistency: Consistency,
     freeze_max: Duration,
     work: Manifest,
-    paths: HashMap<InodeKey, RelPath>,
+    /// All names of each file; never empty. One may be gone already, its name event being on the way.
+    paths: HashMap<InodeKey, BTreeSet<RelPath>>,
     keys: HashMap<RelPath, InodeKey>,
     carried: DirtySet,
     delta: Delta,
@@ -86,6 +88,13 @@ enum Outcome {
     Read(BTreeMap<InodeKey, PageSet>),
     /// The pages that would have been.
     TooMuch(BTreeMap<InodeKey, PageSet>),
+}
+
+struct Read {
+    /// Length of the file just before.
+    size: u64,
+    /// Pages that nobody asked for, of unknown content since the length changed.
+    besides: PageSet,
 }
 
 impl Cutter {
@@ -149,11 +158,22 @@ impl Cutter {
                 }
             }
         }
+        // A file with a name that is not as it was is read under all its names.
+        let doubted: HashSet<InodeKey> = fresh
+            .iter()
+            .filter_map(|path| self.keys.get(path))
+            .copied()
+            .collect();
         for (path, entry) in trusted {
-            if let Some(key) = self.keys.get(&path) {
-                self.carried.pages.remove(key);
+            match self.keys.get(&path) {
+                Some(key) if doubted.contains(key) => {}
+                key => {
+                    if let Some(key) = key {
+                        self.carried.pages.remove(key);
+                    }
+                    self.work.insert(path, entry);
+                }
             }
-            self.work.insert(path, entry);
         }
         self.delta.touched = fresh;
         self.delta.touched.extend(
@@ -206,11 +226,11 @@ impl Cutter {
         for round in 1.. {
             let marked = self.swap();
             let mut dirty = std::mem::take(&mut self.carried);
-            let fresh: BTreeSet<InodeKey> = marked.pages.keys().copied().collect();
+            let marked_now: BTreeSet<InodeKey> = marked.pages.keys().copied().collect();
             dirty.merge(marked);
             let before = self.figures.bytes_read;
-            self.take(dirty, look, &mut |key, rest, rearmed| {
-                if !rest.is_empty() && (fresh.contains(&key) || !rearmed) {
+            self.take(dirty, look, &mut |key, rest, certain| {
+                if !rest.is_empty() && (marked_now.contains(&key) || !certain) {
                     tail.entry(key).or_default().union(&rest);
                 }
             })?;
@@ -265,6 +285,9 @@ impl Cutter {
             if stopped { Look::Still } else { Look::Frozen },
             &mut |_, _, _| {},
         )?;
+        // What was renamed while it was looked for is not as it was in this cut. Where something renames all
+        // the time and is not frozen, there would be no other.
+        let lost_sight = !self.carried.pages.is_empty() && (stopped || self.discards < DISCARDS_MAX);
         let mut written_meanwhile = frozen.is_some() && self.source.exact() && self.source.pending();
         if let Some((frozen, begun)) = frozen {
             // The guard ends a freeze that lasts too long: what was read then is of two moments.
@@ -277,7 +300,7 @@ impl Cutter {
             return Ok(None);
         }
         let again = match outcome {
-            Outcome::Read(pages) if !written_meanwhile => pages,
+            Outcome::Read(pages) if !written_meanwhile && !lost_sight => pages,
             Outcome::Read(pages) | Outcome::TooMuch(pages) => {
                 // More than what was marked: a file that was found only now is in no mark, and a page that is dirty
                 // in memory is not marked again, whatever is written to it.
@@ -340,7 +363,10 @@ impl Cutter {
     }
 
     /// Looks at names and reads pages. `tail` gets what has to be read once more: what lies behind each
-    /// file's end at its live read, or all of it where the disk did not let it be rearmed (false).
+    /// file's end at its live read, or all of it where the disk did not let it be rearmed. It is not
+    /// certain (false) that marks say the same: there was no rearming, or the file was found just now and
+    /// may have been marked before it was watched. Pages of a file that was not where its name said are
+    /// carried.
     fn take(
         &mut self,
         dirty: DirtySet,
@@ -374,10 +400,18 @@ impl Cutter {
         for key in dirty.touched {
             pages.entry(key).or_default();
         }
-        paths.extend(pages.keys().filter_map(|key| self.paths.get(key)).cloned());
+        paths.extend(
+            pages
+                .keys()
+                .filter_map(|key| self.paths.get(key))
+                .flatten()
+                .cloned(),
+        );
         self.names(&paths)?;
         // New files and files of a new length were put there by `names`.
-        for (key, more) in std::mem::take(&mut self.carried.pages) {
+        let found = std::mem::take(&mut self.carried.pages);
+        let found_now: BTreeSet<InodeKey> = found.keys().copied().collect();
+        for (key, more) in found {
             pages.entry(key).or_default().union(&more);
         }
         let bytes: u64 = pages
@@ -402,7 +436,21 @@ impl Cutter {
             }
             let rearmed = look != Look::Live || self.rearm(&batch, deadline)?;
             for (&key, pages) in batch {
-                self.read(key, pages, rearmed, tail)?;
+                match self.read(key, pages)? {
+                    Some(read) => {
+                        if rearmed {
+                            let end = pages.from_page(read.size / PAGE);
+                            tail(key, end, !found_now.contains(&key));
+                        } else {
+                            tail(key, pages.clone(), false);
+                        }
+                        tail(key, read.besides, false);
+                    }
+                    None if self.paths.contains_key(&key) => {
+                        self.carried.pages.entry(key).or_default().union(pages);
+                    }
+                    None => {}
+                }
             }
         }
     }
@@ -411,66 +459,58 @@ impl Cutter {
         if !self.source.exact() {
             return Ok(true);
         }
-        let mut files = Vec::with_capacity(batch.len());
+        let (mut files, mut all) = (Vec::with_capacity(batch.len()), true);
         for (key, pages) in batch {
-            if let Some((_, file)) = self.open(**key)? {
-                files.push((file, (*pages).clone()));
+            match self.open(**key)? {
+                Some((file, _)) => files.push((file, (*pages).clone())),
+                // Its name may be back before it is read.
+                None => all &= !self.paths.contains_key(key),
             }
         }
         let rearmer = match &mut self.rearmer {
             Some(rearmer) => rearmer,
             none => none.insert(Rearmer::start()?),
         };
-        rearmer.rearm(files, deadline)
+        Ok(rearmer.rearm(files, deadline)? && all)
     }
 
-    /// The file behind a key; none when its name is gone, since its name event is on the way then.
-    fn open(&self, key: InodeKey) -> io::Result<Option<(RelPath, File)>> {
-        let Some(path) = self.paths.get(&key) else {
-            return Ok(None);
-        };
-        let Some(absolute) = self.roots.absolute(path) else {
-            return Ok(None);
-        };
-        match File::open(&absolute) {
-            Ok(file) => Ok(Some((path.clone(), file))),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
-            Err(error) => Err(error),
+    /// The file behind a key; none when it is under none of its names, since a name event is on the way
+    /// then.
+    fn open(&self, key: InodeKey) -> io::Result<Option<(File, Metadata)>> {
+        for path in self.paths.get(&key).into_iter().flatten() {
+            if let Some(absolute) = self.roots.absolute(path)
+                && let Some(found) = open_file(&absolute, key)?
+            {
+                return Ok(Some(found));
+            }
         }
+        Ok(None)
     }
 
     /// Length of a file now; 0 when it is gone.
     fn len_now(&self, key: InodeKey) -> u64 {
-        let path = self.paths.get(&key).and_then(|path| self.roots.absolute(path));
-        path.and_then(|path| std::fs::symlink_metadata(path).ok())
+        let names = self.paths.get(&key).into_iter().flatten();
+        names
+            .filter_map(|path| std::fs::symlink_metadata(self.roots.absolute(path)?).ok())
+            .find(|meta| InodeKey::of(meta) == key)
             .map_or(0, |meta| meta.len())
     }
 
-    fn known_len(&self, path: &RelPath) -> u64 {
-        match self.work.get(path).map(|entry| &entry.body) {
-            Some(Body::File { len, .. }) => *len,
-            _ => 0,
-        }
-    }
-
-    fn read(
-        &mut self,
-        key: InodeKey,
-        pages: &PageSet,
-        rearmed: bool,
-        tail: &mut dyn FnMut(InodeKey, PageSet, bool),
-    ) -> io::Result<()> {
-        let Some((path, file)) = self.open(key)? else {
-            return Ok(());
+    /// Reads pages of a file; none when it is under none of its names.
+    fn read(&mut self, key: InodeKey, pages: &PageSet) -> io::Result<Option<Read>> {
+        let Some((file, meta)) = self.open(key)? else {
+            return Ok(None);
         };
-        let meta = file.metadata()?;
-        if InodeKey::of(&meta) != key {
-            return Ok(());
-        }
         let size = meta.len();
-        let mut pages = pages.clone();
-        if size != self.known_len(&path) {
-            self.delta.touched.insert(path.clone());
+        let names = self.paths.get(&key).cloned().unwrap_or_default();
+        let Some(path) = names.first() else {
+            return Ok(None);
+        };
+        let Some(Body::File { len, .. }) = self.work.get(path).map(|entry| &entry.body) else {
+            return Ok(None);
+        };
+        let mut changed = size != *len;
+        if changed {
             self.work
                 .apply(&Op::Truncate {
                     path: path.clone(),
@@ -481,14 +521,17 @@ impl Cutter {
         let Some(Entry {
             body: Body::File { blocks, .. },
             ..
-        }) = self.work.get_mut(&path)
+        }) = self.work.get_mut(path)
         else {
-            return Ok(());
+            return Ok(None);
         };
+        let mut besides = PageSet::default();
         for (at, _) in blocks.iter().enumerate().filter(|(_, hash)| **hash == NO_HASH) {
-            pages.insert(at as u64..at as u64 + 1);
+            besides.insert(at as u64..at as u64 + 1);
         }
-        let (mut changed, mut bytes_read) = (false, 0);
+        let mut pages = pages.clone();
+        pages.union(&besides);
+        let mut bytes_read = 0;
         for range in pages.byte_ranges(size) {
             read_range(&file, range, |offset, bytes| {
                 bytes_read += bytes.len() as u64;
@@ -505,184 +548,36 @@ impl Cutter {
                 }
             })?;
         }
-        if changed {
-            self.delta.touched.insert(path);
-        }
         self.figures.bytes_read += bytes_read;
-        let again = if rearmed {
-            pages.from_page(size / PAGE)
-        } else {
-            pages
+        if changed {
+            self.delta.touched.insert(path.clone());
+        }
+        self.same_content(&names);
+        Ok(Some(Read { size, besides }))
+    }
+
+    /// All names of a file hold what its first one does.
+    fn same_content(&mut self, names: &BTreeSet<RelPath>) {
+        let mut others = names.iter();
+        let Some(first) = others.next().filter(|_| names.len() > 1) else {
+            return;
         };
-        tail(key, again, rearmed);
-        Ok(())
-    }
-
-    /// Brings the manifest's names and attributes up to date at `paths`.
-    fn names(&mut self, paths: &BTreeSet<RelPath>) -> io::Result<()> {
-        let mut seen: BTreeMap<RelPath, Option<Seen>> = BTreeMap::new();
-        let mut todo: Vec<RelPath> = paths.iter().cloned().collect();
-        while let Some(path) = todo.pop() {
-            if seen.contains_key(&path) {
-                continue;
-            }
-            let Some(absolute) = self.roots.absolute(&path) else {
-                continue;
-            };
-            let now = look(&absolute)?.filter(|now| now.entry.is_some());
-            let known = self.keys.get(&path).copied();
-            if now.as_ref().map(|now| now.key) != known {
-                todo.extend(self.work.below(&path).cloned());
-                if matches!(
-                    &now,
-                    Some(Seen {
-                        entry: Some(Entry { body: Body::Dir, .. }),
-                        ..
-                    })
-                ) {
-                    let mut below = Vec::new();
-                    self.roots.walk(&path, &mut below);
-                    todo.extend(below);
-                }
-            }
-            seen.insert(path, now);
-        }
-        let mut moved: HashMap<InodeKey, (RelPath, Entry)> = HashMap::new();
-        for (path, now) in &seen {
-            let Some(&key) = self.keys.get(path) else { continue };
-            if now.as_ref().map(|now| now.key) != Some(key) {
-                self.detach(path, key, &mut moved);
-            }
-        }
-        for (path, now) in seen {
-            let Some(Seen {
-                key,
-                entry: Some(entry),
-            }) = now
-            else {
-                continue;
-            };
-            self.attach(path, key, entry, &mut moved)?;
-        }
-        for (key, _) in moved {
-            self.source.unwatch(key);
-        }
-        Ok(())
-    }
-
-    fn detach(&mut self, path: &RelPath, key: InodeKey, moved: &mut HashMap<InodeKey, (RelPath, Entry)>) {
-        self.keys.remove(path);
-        let origin = self.delta.origin.remove(path).unwrap_or_else(|| path.clone());
-        self.delta.touched.insert(path.clone());
-        if let Some(entry) = self.work.remove(path)
-            && self.paths.get(&key) == Some(path)
-        {
-            self.paths.remove(&key);
-            if matches!(entry.body, Body::File { .. }) {
-                moved.insert(key, (origin, entry));
-            }
-        }
-    }
-
-    fn attach(
-        &mut self,
-        path: RelPath,
-        key: InodeKey,
-        now: Entry,
-        moved: &mut HashMap<InodeKey, (RelPath, Entry)>,
-    ) -> io::Result<()> {
-        let is_file = matches!(now.body, Body::File { .. });
-        // Inodes are used again: only the source knows whether this is the file that it watches.
-        let is_new = is_file && self.watch(&path, key)?;
-        if self.keys.get(&path) == Some(&key) && !is_new {
-            let Some(entry) = self.work.get_mut(&path) else {
-                return Ok(());
-            };
-            if entry.meta != now.meta || !same_size(entry, &now) {
+        let Some(body) = self.work.get(first).map(|entry| entry.body.clone()) else {
+            return;
+        };
+        for path in others {
+            if let Some(entry) = self.work.get_mut(path)
+                && entry.body != body
+            {
+                entry.body = body.clone();
                 self.delta.touched.insert(path.clone());
-                entry.meta = now.meta;
-            }
-            if !same_size(entry, &now) {
-                self.carried.pages.entry(key).or_default();
-            }
-            return Ok(());
-        }
-        self.delta.touched.insert(path.clone());
-        self.keys.insert(path.clone(), key);
-        if !is_file {
-            self.work.insert(path, now);
-            return Ok(());
-        }
-        // Its old name may be looked at only later.
-        if let Some(old) = self.paths.get(&key).filter(|old| **old != path).cloned() {
-            let still = self
-                .roots
-                .absolute(&old)
-                .map_or(Ok(None), |absolute| look(&absolute))?;
-            if still.map(|still| still.key) != Some(key) {
-                self.detach(&old, key, moved);
             }
         }
-        let body = match moved.remove(&key) {
-            Some((origin, entry)) if !is_new => {
-                self.delta.origin.insert(path.clone(), origin);
-                self.carried.pages.entry(key).or_default();
-                entry.body
-            }
-            _ => {
-                self.carried.pages.entry(key).or_default().insert(0..PageSet::END);
-                Body::empty_file()
-            }
-        };
-        let meta = now.meta;
-        self.work.insert(path.clone(), Entry { meta, body });
-        self.paths.insert(key, path);
-        Ok(())
-    }
-
-    /// Whether the source did not watch this very file before. One that is gone again is news to come.
-    fn watch(&mut self, path: &RelPath, key: InodeKey) -> io::Result<bool> {
-        let Some(absolute) = self.roots.absolute(path) else {
-            return Ok(false);
-        };
-        let file = match File::open(&absolute) {
-            Ok(file) => file,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(false),
-            Err(error) => return Err(error),
-        };
-        if InodeKey::of(&file.metadata()?) != key {
-            return Ok(false);
-        }
-        match self.source.watch(key, file.as_fd()) {
-            Err(why @ (TrackError::Full { .. } | TrackError::FileSystem { .. })) => {
-                self.scan_from_now_on(&why);
-                self.source.watch(key, file.as_fd()).map_err(io::Error::other)
-            }
-            watched => watched.map_err(io::Error::other),
-        }
-    }
-
-    /// More files than the kernel can watch, or some on another file system: a scan has no such limits.
-    fn scan_from_now_on(&mut self, why: &TrackError) {
-        tracing::warn!(
-            why = super::chain(why),
-            "changes are found by scanning from now on; everything is compared once"
-        );
-        let watched = self.paths.keys().copied();
-        self.source = Box::new(ScanSource::watching(self.roots.paths().to_vec(), watched));
-        self.fell_back = true;
     }
 
     /// Pages that the source reported so far.
     #[cfg(test)]
     pub fn pages_reported(&self) -> u64 {
         self.source.counters().pages
-    }
-}
-
-fn same_size(a: &Entry, b: &Entry) -> bool {
-    match (&a.body, &b.body) {
-        (Body::File { len: a, .. }, Body::File { len: b, .. }) => a == b,
-        (a, b) => a.same_kind(b),
     }
 }

@@ -25,6 +25,8 @@ const INTERVAL_MAX: Duration = Duration::from_millis(250);
 const ERROR_PAUSE_MAX: Duration = Duration::from_secs(30);
 /// A cycle may take this share of the time.
 const CYCLE_SHARE: u32 = 4;
+/// A cut of a stopped workload fails only when others move its files meanwhile.
+const FINAL_TRIES_MAX: u32 = 5;
 /// While something waits to be shipped.
 const SHIP_PAUSE: Duration = Duration::from_millis(5);
 /// Cuts of which the time is remembered for the lag.
@@ -210,6 +212,18 @@ impl Engine {
         Ok(true)
     }
 
+    /// The last cut, of a workload that has stopped.
+    fn make_final_cut(&mut self) -> io::Result<()> {
+        for _ in 0..FINAL_TRIES_MAX {
+            if self.make_cut(true, true)? {
+                return Ok(());
+            }
+        }
+        Err(io::Error::other(
+            "files are still being renamed by something else than the workload, which has stopped",
+        ))
+    }
+
     fn ship(&mut self) {
         let Some(cut) = &self.cut else { return };
         let mut most = 0;
@@ -247,7 +261,7 @@ impl Engine {
             Event::Answer { host, answer } => self.answer(host, answer),
             Event::FinalCut { limit, reply } => {
                 if !self.finished {
-                    if let Err(error) = self.make_cut(true, true) {
+                    if let Err(error) = self.make_final_cut() {
                         self.failure = Some(super::chain(&error));
                         // Dropping the reply tells the caller that there is no final cut.
                         return;

@@ -4,7 +4,7 @@ use std::ffi::OsStr;
 use std::fs::{self, File, Metadata};
 use std::io;
 use std::os::unix::ffi::OsStrExt as _;
-use std::os::unix::fs::{FileExt as _, MetadataExt as _};
+use std::os::unix::fs::{FileExt as _, MetadataExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 
 use understudy_common::delta::{BLOCK, BlockHash, Body, Entry, Manifest, Meta, RelPath, block_hashes};
@@ -159,6 +159,32 @@ fn attributes(meta: &Metadata) -> Meta {
             .saturating_mul(1_000_000_000)
             .saturating_add(meta.mtime_nsec()),
     }
+}
+
+/// Opens the file that `key` names at `path`; `None` when something else is there, or nothing.
+///
+/// # Errors
+/// When the file cannot be opened.
+pub fn open_file(path: &Path, key: InodeKey) -> io::Result<Option<(File, Metadata)>> {
+    // A name that became a link or a pipe since it was looked at is not followed and not waited for.
+    let opened = File::options()
+        .read(true)
+        .custom_flags(libc::O_NOFOLLOW | libc::O_NONBLOCK)
+        .open(path);
+    let file = match opened {
+        Ok(file) => file,
+        Err(error)
+            if matches!(
+                error.raw_os_error(),
+                Some(libc::ENOENT | libc::ENOTDIR | libc::ELOOP | libc::ENXIO)
+            ) =>
+        {
+            return Ok(None);
+        }
+        Err(error) => return Err(error),
+    };
+    let meta = file.metadata()?;
+    Ok((InodeKey::of(&meta) == key).then_some((file, meta)))
 }
 
 /// Reads a byte range that begins on a block, in pieces of whole blocks; only the last may be short.

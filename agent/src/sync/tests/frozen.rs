@@ -24,6 +24,8 @@ enum Freeze {
     Whole,
     /// A page is stored to after the cut's own swap.
     Marked,
+    /// Page 1 is filled with this just before.
+    StoredBefore(u8),
     TimesOut,
     /// The guard thawed before the cut was done.
     Broken,
@@ -38,6 +40,14 @@ struct Script {
     late: DirtySet,
     freeze: Freeze,
     frozen: bool,
+    /// Renames the file, while frozen or not, after its name was looked at and before it is read.
+    rename: Option<While>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum While {
+    Live,
+    Frozen,
 }
 
 /// The kernel and the workload, as the test wants them.
@@ -78,6 +88,13 @@ impl Stage {
 
 impl ChangeSource for Stage {
     fn watch(&mut self, _: InodeKey, _: BorrowedFd<'_>) -> Result<bool, TrackError> {
+        let mut script = self.script();
+        let now = if script.frozen { While::Frozen } else { While::Live };
+        if script.rename == Some(now) {
+            script.rename = None;
+            fs::rename(&self.file, self.second()).expect("it is there");
+            script.marks.names.walk_all = true;
+        }
         Ok(false)
     }
 
@@ -113,6 +130,9 @@ impl Freezer for Stage {
             return Err(FreezeError::TimedOut {
                 limit_ms: limit.as_millis() as u64,
             });
+        }
+        if let Freeze::StoredBefore(fill) = how {
+            self.store(1, fill);
         }
         self.script().frozen = true;
         if how == Freeze::Marked {
@@ -248,4 +268,25 @@ fn a_file_that_is_found_in_a_cut_that_is_discarded_is_read_again() {
     fs::write(cuts.stage.second(), [2; BLOCK as usize]).expect("room");
     assert!(cuts.cycle().is_some());
     assert!(cuts.file_holds(b"second", 0, 2));
+}
+
+#[test]
+fn a_file_that_is_renamed_before_it_is_read_is_read_under_its_new_name() {
+    let mut cuts = cuts();
+    cuts.stage.store(1, 9);
+    cuts.stage.script().rename = Some(While::Live);
+    assert!(cuts.cycle().is_some());
+    assert!(cuts.file_holds(b"second", 1, 9));
+}
+
+#[test]
+fn a_file_that_is_renamed_during_a_cut_discards_it() {
+    let mut cuts = cuts();
+    cuts.stage.script().freeze = Freeze::StoredBefore(9);
+    cuts.stage.script().rename = Some(While::Frozen);
+    cuts.stage.store(0, 8);
+    assert!(cuts.cycle().is_none(), "its page was read under neither name");
+    assert_eq!(cuts.cutter.figures.cuts_discarded, 1);
+    assert!(cuts.cycle().is_some());
+    assert!(cuts.file_holds(b"second", 0, 8) && cuts.file_holds(b"second", 1, 9));
 }

@@ -141,6 +141,14 @@ impl Joined {
         )
     }
 
+    /// Cuts and ships as often as it goes while the workload writes.
+    pub fn cycle(&mut self, n: u64) {
+        if let Some(delta) = self.cutter.cycle(false, false).expect("readable") {
+            self.take_cut(n, delta);
+            self.deliver();
+        }
+    }
+
     fn take_cut(&mut self, n: u64, delta: Delta) -> GenerationId {
         let manifest = self.cutter.manifest().clone();
         let previous = self.cut.as_ref().map(|cut| cut.generation);

@@ -18,17 +18,21 @@ use crate::sync::tracker::{KernelTracker, PAGE, TrackerLimits};
 const GENERATIONS: u64 = 120;
 
 /// Xorshift: the same history each time.
-struct Dice(u64);
+pub struct Dice(u64);
 
 impl Dice {
-    fn roll(&mut self, below: u64) -> u64 {
+    pub const fn new(seed: u64) -> Self {
+        Self(seed)
+    }
+
+    pub fn roll(&mut self, below: u64) -> u64 {
         self.0 ^= self.0 << 13;
         self.0 ^= self.0 >> 7;
         self.0 ^= self.0 << 17;
         self.0 % below
     }
 
-    fn byte(&mut self) -> u8 {
+    pub fn byte(&mut self) -> u8 {
         self.roll(256) as u8
     }
 
@@ -48,14 +52,14 @@ impl Dice {
     }
 }
 
-struct Sides {
-    from: PathBuf,
-    to: PathBuf,
+pub struct Sides {
+    pub from: PathBuf,
+    pub to: PathBuf,
     state: PathBuf,
 }
 
 impl Sides {
-    fn below(root: &Path) -> Self {
+    pub fn below(root: &Path) -> Self {
         let at = |name: &str| root.join(name);
         fs::create_dir(at("from")).expect("fresh");
         Self {
@@ -65,7 +69,7 @@ impl Sides {
         }
     }
 
-    fn joined(&self) -> Joined {
+    pub fn joined(&self) -> Joined {
         let roots = std::slice::from_ref(&self.from);
         let source = KernelTracker::open(roots, TrackerLimits::default()).expect("the kernel tracks ext4");
         Joined::with(Box::new(source), &self.from, &self.to, &self.state)

@@ -7,3 +7,4 @@ mod histories;
 mod kernel;
 mod pair;
 mod power;
+mod racing;

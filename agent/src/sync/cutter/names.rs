@@ -1,0 +1,189 @@
+//! Which names there are, and which file each of them is.
+//!
+//! Invariants: a file is watched before it is read; a file whose name goes away and comes back under
+//! another keeps its blocks only while it is watched without a break, so that its marks say the rest.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::io;
+use std::os::fd::AsFd as _;
+
+use understudy_common::delta::{Body, Entry, RelPath};
+
+use super::Cutter;
+use crate::sync::roots::{Seen, look, open_file};
+use crate::sync::scan::ScanSource;
+use crate::sync::tracker::{InodeKey, PageSet, TrackError};
+
+impl Cutter {
+    /// Brings the manifest's names and attributes up to date at `paths`.
+    pub(super) fn names(&mut self, paths: &BTreeSet<RelPath>) -> io::Result<()> {
+        let mut seen: BTreeMap<RelPath, Option<Seen>> = BTreeMap::new();
+        let mut todo: Vec<RelPath> = paths.iter().cloned().collect();
+        while let Some(path) = todo.pop() {
+            if seen.contains_key(&path) {
+                continue;
+            }
+            let Some(absolute) = self.roots.absolute(&path) else {
+                continue;
+            };
+            let now = look(&absolute)?.filter(|now| now.entry.is_some());
+            let known = self.keys.get(&path).copied();
+            // What changed of a file changed under all its names.
+            for key in known.into_iter().chain(now.as_ref().map(|now| now.key)) {
+                todo.extend(self.paths.get(&key).into_iter().flatten().cloned());
+            }
+            if now.as_ref().map(|now| now.key) != known {
+                todo.extend(self.work.below(&path).cloned());
+                if matches!(
+                    &now,
+                    Some(Seen {
+                        entry: Some(Entry { body: Body::Dir, .. }),
+                        ..
+                    })
+                ) {
+                    let mut below = Vec::new();
+                    self.roots.walk(&path, &mut below);
+                    todo.extend(below);
+                }
+            }
+            seen.insert(path, now);
+        }
+        let mut moved: HashMap<InodeKey, (RelPath, Entry)> = HashMap::new();
+        for (path, now) in &seen {
+            let Some(&key) = self.keys.get(path) else { continue };
+            if now.as_ref().map(|now| now.key) != Some(key) {
+                self.detach(path, key, &mut moved);
+            }
+        }
+        for (path, now) in seen {
+            let Some(Seen {
+                key,
+                entry: Some(entry),
+            }) = now
+            else {
+                continue;
+            };
+            self.attach(path, key, entry, &mut moved)?;
+        }
+        for (key, _) in moved {
+            self.source.unwatch(key);
+        }
+        Ok(())
+    }
+
+    fn detach(&mut self, path: &RelPath, key: InodeKey, moved: &mut HashMap<InodeKey, (RelPath, Entry)>) {
+        self.keys.remove(path);
+        let origin = self.delta.origin.remove(path).unwrap_or_else(|| path.clone());
+        self.delta.touched.insert(path.clone());
+        let entry = self.work.remove(path);
+        let Some(names) = self.paths.get_mut(&key) else {
+            return;
+        };
+        names.remove(path);
+        if names.is_empty() {
+            self.paths.remove(&key);
+            moved.extend(entry.map(|entry| (key, (origin, entry))));
+        }
+    }
+
+    fn attach(
+        &mut self,
+        path: RelPath,
+        key: InodeKey,
+        now: Entry,
+        moved: &mut HashMap<InodeKey, (RelPath, Entry)>,
+    ) -> io::Result<()> {
+        let is_file = matches!(now.body, Body::File { .. });
+        // Inodes are used again: only the source knows whether this is the file that it watches.
+        let is_new = is_file && self.watch(&path, key)?;
+        if self.keys.get(&path) == Some(&key) && !is_new {
+            let Some(entry) = self.work.get_mut(&path) else {
+                return Ok(());
+            };
+            if entry.meta != now.meta || !same_size(entry, &now) {
+                self.delta.touched.insert(path.clone());
+                entry.meta = now.meta;
+            }
+            if !same_size(entry, &now) {
+                self.carried.pages.entry(key).or_default();
+            }
+            return Ok(());
+        }
+        self.delta.touched.insert(path.clone());
+        self.keys.insert(path.clone(), key);
+        if !is_file {
+            self.work.insert(path, now);
+            return Ok(());
+        }
+        // Those of its names that are gone may be looked at only later.
+        let mut other = None;
+        let mut names = self.paths.get(&key).cloned().unwrap_or_default();
+        names.remove(&path);
+        for old in names {
+            let still = self
+                .roots
+                .absolute(&old)
+                .map_or(Ok(None), |absolute| look(&absolute))?;
+            if still.map(|still| still.key) == Some(key) {
+                other = Some(old);
+            } else {
+                self.detach(&old, key, moved);
+            }
+        }
+        let body = match (moved.remove(&key), other) {
+            (Some((origin, entry)), _) if !is_new => {
+                self.delta.origin.insert(path.clone(), origin);
+                self.carried.pages.entry(key).or_default();
+                entry.body
+            }
+            (_, Some(other)) if !is_new => {
+                self.carried.pages.entry(key).or_default();
+                let known = self.work.get(&other).map(|entry| entry.body.clone());
+                known.unwrap_or_else(Body::empty_file)
+            }
+            _ => {
+                self.carried.pages.entry(key).or_default().insert(0..PageSet::END);
+                Body::empty_file()
+            }
+        };
+        let meta = now.meta;
+        self.work.insert(path.clone(), Entry { meta, body });
+        self.paths.entry(key).or_default().insert(path);
+        Ok(())
+    }
+
+    /// Whether the source did not watch this very file before. One that is gone again is news to come.
+    fn watch(&mut self, path: &RelPath, key: InodeKey) -> io::Result<bool> {
+        let Some(absolute) = self.roots.absolute(path) else {
+            return Ok(false);
+        };
+        let Some((file, _)) = open_file(&absolute, key)? else {
+            return Ok(false);
+        };
+        match self.source.watch(key, file.as_fd()) {
+            Err(why @ (TrackError::Full { .. } | TrackError::FileSystem { .. })) => {
+                self.scan_from_now_on(&why);
+                self.source.watch(key, file.as_fd()).map_err(io::Error::other)
+            }
+            watched => watched.map_err(io::Error::other),
+        }
+    }
+
+    /// More files than the kernel can watch, or some on another file system: a scan has no such limits.
+    fn scan_from_now_on(&mut self, why: &TrackError) {
+        tracing::warn!(
+            why = crate::sync::chain(why),
+            "changes are found by scanning from now on; everything is compared once"
+        );
+        let watched = self.paths.keys().copied();
+        self.source = Box::new(ScanSource::watching(self.roots.paths().to_vec(), watched));
+        self.fell_back = true;
+    }
+}
+
+pub(super) fn same_size(a: &Entry, b: &Entry) -> bool {
+    match (&a.body, &b.body) {
+        (Body::File { len: a, .. }, Body::File { len: b, .. }) => a == b,
+        (a, b) => a.same_kind(b),
+    }
+}
