@@ -1,6 +1,7 @@
 //! First grants, lease ends and holders that do not serve.
 
 use std::collections::BTreeSet;
+use std::time::Duration;
 
 use understudy_common::id::{GenerationId, HostId, ServiceId};
 use understudy_common::units::BootTime;
@@ -8,8 +9,8 @@ use understudy_common::units::BootTime;
 use super::handover::cut_pending;
 use super::score::Takeover;
 use super::{
-    ACTIVATE_MAX, Act, COLLECT_MAX, FENCE_MAX, Plan, Proposal, SELF_RETRY, STORM_DELAY, Subject, View,
-    evidence, handover,
+    ACTIVATE_MAX, Act, COLLECT_MAX, FENCE_MAX, Plan, Proposal, RETRY_MAX, SELF_RETRY, STORM_DELAY, Subject,
+    View, evidence, handover,
 };
 use crate::state::{Cause, Change, GrantReason, Phase, Service, Step};
 
@@ -49,6 +50,15 @@ pub(super) fn after_lease_end(
     if waited < STORM_DELAY && is_storm(view, ended) {
         let why = "its lease ended together with those of more hosts than fail at once".to_owned();
         plan.hold(subject, None, why);
+        return None;
+    }
+    if let Some((failed, pause)) = pause(view, id, service).filter(|(_, pause)| waited < *pause) {
+        let why = format!(
+            "it did not start in the last {failed} epochs, on {}: it is tried again {} s after the last of them",
+            view.names(service.spec.hosts.iter().copied()),
+            pause.as_secs()
+        );
+        plan.hold(subject, Cause::NoTarget, why);
         return None;
     }
     let candidates: BTreeSet<HostId> = if service.ever_served {
@@ -92,6 +102,16 @@ pub(super) fn after_lease_end(
     );
     plan.hold(subject, Cause::NoTarget, why);
     back_to_itself(view, id, service, ended)
+}
+
+/// A service that was tried twice on each of its hosts does not start for want of another try: how often it
+/// failed, and how long the next one waits.
+fn pause(view: &View<'_>, id: ServiceId, service: &Service) -> Option<(u32, Duration)> {
+    let failed = *view.facts.failed.get(&id)?;
+    let tries = u32::try_from(service.spec.hosts.len()).unwrap_or(u32::MAX);
+    let beyond = failed.checked_sub(tries.saturating_mul(2))?;
+    let pause = SELF_RETRY.saturating_mul(2_u32.saturating_pow(beyond));
+    Some((failed, pause.min(RETRY_MAX)))
 }
 
 /// Nobody else can take over: the last holder gets its lease back, or the next epoch when it can no
@@ -147,14 +167,7 @@ pub(super) fn condemn(view: &View<'_>, id: ServiceId, service: &Service) -> Opti
         return None;
     }
     let name = view.state.host_name(holder.host);
-    let failure = view.service_report(holder.host, id).and_then(|report| {
-        let fresh = report.epoch == service.epoch && report.revision >= service.revision;
-        report
-            .failure
-            .as_ref()
-            .filter(|_| fresh && report.serving.is_none())
-    });
-    let why = if let Some(failure) = failure {
+    let why = if let Some(failure) = view.failure(id, service) {
         format!("{name} failed to serve: {failure}")
     } else if !holder.served && view.in_step_for(id) > service.spec.workload.start_timeout + ACTIVATE_MAX {
         format!("{name} does not serve in time")

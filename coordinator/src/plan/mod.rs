@@ -56,6 +56,8 @@ pub const TARGET_MAX: Duration = Duration::from_millis(300);
 pub const ACTIVATE_MAX: Duration = Duration::from_millis(10_000);
 /// How long a holder that failed waits before it gets the next epoch itself, for want of another.
 pub const SELF_RETRY: Duration = Duration::from_millis(5_000);
+/// Longest pause before a service is tried again that started on none of its hosts.
+pub const RETRY_MAX: Duration = Duration::from_secs(60);
 /// How long all observers must see the same, and the holder claim the contrary, before it is not believed.
 pub const AGREED_MIN: Duration = Duration::from_millis(3_000);
 /// Questions in a row that must have ended so: an observer that stood still saw nothing meanwhile.
@@ -112,6 +114,8 @@ pub struct Facts<'a> {
     pub since: &'a BTreeMap<ServiceId, BootTime>,
     /// Services with a proposal under way.
     pub busy: &'a BTreeSet<ServiceId>,
+    /// How often in a row a service's holder said that it cannot serve, since it was served last.
+    pub failed: &'a BTreeMap<ServiceId, u32>,
 }
 
 /// One thing to do, and why.
@@ -219,6 +223,16 @@ pub fn is_alive(state: &State, facts: &Facts<'_>, host: HostId) -> bool {
     View { state, facts }.is_alive(host)
 }
 
+/// Epochs of services whose holder says that it cannot serve, and was not seen to serve before.
+pub fn failing(state: &State, facts: &Facts<'_>) -> Vec<(ServiceId, Epoch)> {
+    let view = View { state, facts };
+    let unserved = |service: &Service| service.holder.is_some_and(|holder| !holder.served);
+    let failing = |(id, service): (&ServiceId, &Service)| {
+        (unserved(service) && view.failure(*id, service).is_some()).then_some((*id, service.epoch))
+    };
+    state.services.iter().filter_map(failing).collect()
+}
+
 /// The step a service is in, to tell how long it has been there.
 pub fn step_of(service: &Service) -> (Epoch, u8) {
     let step = match &service.phase {
@@ -253,6 +267,14 @@ impl<'a> View<'a> {
     fn service_report(&self, host: HostId, service: ServiceId) -> Option<&'a ServiceReport> {
         let (_, report) = self.report(host)?;
         report.services.iter().find(|report| report.service == service)
+    }
+
+    /// Why the holder does not serve the present epoch, in its own words.
+    fn failure(&self, id: ServiceId, service: &Service) -> Option<&'a str> {
+        let report = self.service_report(service.holder?.host, id)?;
+        let fresh = report.epoch == service.epoch && report.revision >= service.revision;
+        let failure = report.failure.as_deref();
+        failure.filter(|_| fresh && report.serving.is_none())
     }
 
     /// Whether the host's last report is recent and its link was not seen to close since.

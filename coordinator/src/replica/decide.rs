@@ -29,6 +29,7 @@ impl Leading {
             waiters: BTreeMap::new(),
             proposed: BTreeMap::new(),
             steps: BTreeMap::new(),
+            failed: BTreeMap::new(),
             sent: BTreeMap::new(),
             orders_at: now,
             orders_index: 0,
@@ -98,6 +99,7 @@ impl Replica {
             return;
         }
         self.leases.handle_tick(now);
+        self.count_failures(now);
         let Plan { proposals, held } = self
             .with_facts(now, |facts| plan::plan(&self.state, facts))
             .unwrap_or_default();
@@ -136,6 +138,11 @@ impl Replica {
             .iter()
             .map(|(id, (_, since))| (*id, *since))
             .collect();
+        let failed = leading
+            .failed
+            .iter()
+            .map(|(id, (_, times))| (*id, *times))
+            .collect();
         Some(ask(&Facts {
             now,
             wall_ms: self.wall_ms,
@@ -144,7 +151,27 @@ impl Replica {
             leases: &self.leases,
             since: &since,
             busy: &busy,
+            failed: &failed,
         }))
+    }
+
+    /// How often in a row each service did not start.
+    fn count_failures(&mut self, now: BootTime) {
+        let failing = self
+            .with_facts(now, |facts| plan::failing(&self.state, facts))
+            .unwrap_or_default();
+        let Some(leading) = &mut self.leading else { return };
+        for (id, epoch) in failing {
+            let (last, times) = leading.failed.entry(id).or_default();
+            if *last != epoch {
+                (*last, *times) = (epoch, times.saturating_add(1));
+            }
+        }
+        leading.failed.retain(|id, _| {
+            let service = self.state.services.get(id);
+            let holder = service.and_then(|service| service.holder);
+            holder.is_some_and(|holder| !holder.served)
+        });
     }
 
     /// Whether it is on its way.

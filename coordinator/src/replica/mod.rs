@@ -218,6 +218,8 @@ struct Leading {
     proposed: BTreeMap<ServiceId, u64>,
     /// The step that each service is in, and since when.
     steps: BTreeMap<ServiceId, ((understudy_common::id::Epoch, u8), BootTime)>,
+    /// The newest epoch in which each service did not start, and how often in a row it did not.
+    failed: BTreeMap<ServiceId, (understudy_common::id::Epoch, u32)>,
     /// The newest revision sent to each host for each service, and when.
     sent: BTreeMap<(HostId, ServiceId), (u64, BootTime)>,
     /// When orders are looked at again even if the state does not change.

@@ -141,6 +141,30 @@ fn a_holder_that_fails_to_serve_is_renewed_no_more() {
 }
 
 #[test]
+fn a_service_that_starts_nowhere_is_tried_less_and_less_often() {
+    let ended = |failed: u32, waited_ms: u64| {
+        let world = World::steady()
+            .failed_times(failed)
+            .lease_ended(0)
+            .later(waited_ms);
+        let world = world.reported(1, 1).reported(2, 7).reported(3, 9);
+        world.printed()
+    };
+    assert!(ended(5, 400).contains("grant e2 to c"), "{}", ended(5, 400));
+    expect![[r#"
+        would:
+          nothing
+        would not:
+          kv: held back (no fit target): it did not start in the last 7 epochs, on a, b, c: it is tried again 10 s after the last of them
+    "#]]
+    .assert_eq(&ended(7, 9_900));
+    for (failed, pause_ms) in [(6, 5_000), (7, 10_000), (8, 20_000), (60, 60_000)] {
+        assert!(!ended(failed, pause_ms - 100).contains("grant"), "{failed}");
+        assert!(ended(failed, pause_ms).contains("grant e2 to c"), "{failed}");
+    }
+}
+
+#[test]
 fn what_if_plans_with_other_facts_and_touches_none() {
     let world = World::steady();
     let before = world.printed();

@@ -32,6 +32,7 @@ pub struct World {
     /// How long the leader has seen everything as it is.
     since_ms: u64,
     wall_ms: u64,
+    failed: BTreeMap<ServiceId, u32>,
 }
 
 impl World {
@@ -65,6 +66,7 @@ impl World {
             now,
             since_ms: 0,
             wall_ms: 1_700_000_000_000,
+            failed: BTreeMap::new(),
         };
         for (host, name) in (1..).zip(["a", "b", "c"]) {
             world.commit(Change::RegisterHost {
@@ -418,6 +420,12 @@ impl World {
         self
     }
 
+    /// The first service did not start so many times in a row.
+    pub fn failed_times(mut self, times: u32) -> Self {
+        self.failed.insert(KV, times);
+        self
+    }
+
     pub fn report(&self, host: u32) -> HostReport {
         let report = self.seen.get(&HostId(host)).and_then(|seen| seen.report.clone());
         report.expect("a report")
@@ -461,6 +469,7 @@ impl World {
             leases: &self.leases,
             since: &since,
             busy: &BTreeSet::new(),
+            failed: &self.failed,
         };
         ask(&self.state, &facts)
     }
