@@ -5,6 +5,7 @@
 //! else; the processes end before the bed goes.
 
 mod configure;
+mod keep;
 mod operator;
 
 use std::ffi::OsString;

@@ -90,8 +90,11 @@ pub fn run(settings: &Settings, tell: &mut dyn FnMut(&str)) -> Result<Report> {
     run.report.seconds = began.elapsed().as_secs_f64();
     run.report.exercise_violations = run.report.violations.len() as u64;
     if outcome.is_err() || !run.report.held() {
-        stage.cluster.bed.save_logs(&settings.keep_logs)?;
-        (run.tell)(&format!("the logs are in {}", settings.keep_logs.display()));
+        let place = settings.keep_logs.display();
+        (run.tell)(&match stage.cluster.keep(&settings.keep_logs) {
+            Ok(()) => format!("the logs and the copies are in {place}"),
+            Err(error) => format!("not all could be kept in {place}: {error:#}"),
+        });
         (run.tell)(&format!("again: {}", run.report.command));
     }
     outcome.map(|()| run.report)

@@ -6,12 +6,14 @@ use anyhow::{Result, ensure};
 use serde_json::Value;
 use understudy_testbed::wait_for;
 
-use super::cluster::{Cluster, PATIENCE};
+use super::cluster::{Cluster, PATIENCE, PORT};
 
 /// A lease's length.
 const LEASE: Duration = Duration::from_secs(1);
 /// What a busy test machine may add to a bound of the product.
 const SLACK: Duration = Duration::from_millis(500);
+/// How long the service is watched without any coordinator and without all promises.
+const BY_POLICY: Duration = Duration::from_secs(5);
 /// How long the service is watched without any coordinator.
 const APART: Duration = Duration::from_secs(12);
 
@@ -115,6 +117,66 @@ pub fn without_coordinators(cluster: &mut Cluster) -> Result<()> {
         let told = |event: &Value| event["kind"] == "served-apart";
         events["events"].as_array()?.iter().any(told).then_some(())
     })?;
+    errors(cluster)
+}
+
+/// What a service does with writes that goes on by policy.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Writes {
+    Taken,
+    Refused,
+}
+
+/// The rest of a declaration: how its Redis refuses writes, and what it does without coordinators.
+pub fn policy(loss: &str) -> String {
+    let switch = |replicas: u8| {
+        let words = ["config", "set", "min-replicas-to-write"].map(|word| format!("\"{word}\""));
+        format!(
+            "[\"/usr/bin/redis-cli\", \"-e\", \"-p\", \"{PORT}\", {}, \"{replicas}\"]",
+            words.join(", ")
+        )
+    };
+    format!(
+        "read_only = {}\nread_write = {}\n[policy]\ncoordinator_loss = \"{loss}\"\n",
+        switch(1),
+        switch(0)
+    )
+}
+
+/// A shadow's agent and all coordinators die; all come back.
+pub fn by_policy(cluster: &mut Cluster, writes: Writes) -> Result<()> {
+    cluster.until_whole(0)?;
+    let before = epoch(cluster)?;
+    cluster.set("before", "1")?;
+    let mut watch = Watch::begin(cluster)?;
+    cluster.kill_agent(1);
+    (0..3).for_each(|n| cluster.kill_coordinator(n));
+    watch.ask_for(cluster, BY_POLICY);
+    println!(
+        "measured: longest time without an answer in {BY_POLICY:?} by policy: {:?}",
+        watch.longest
+    );
+    ensure!(
+        watch.longest < SLACK,
+        "the policy did not carry it: no answer for {:?}",
+        watch.longest
+    );
+    let answer = cluster.redis("SET apart 1").unwrap_or_default();
+    let taken = answer == "+OK";
+    ensure!(
+        taken == (writes == Writes::Taken) && (taken || answer.starts_with("-NOREPLICAS")),
+        "a write was answered with {answer:?}"
+    );
+    ensure!(cluster.get("before")? == "1", "it can be read");
+
+    cluster.start_agent(1)?;
+    (0..3).try_for_each(|n| cluster.start_coordinator(n))?;
+    cluster.until_whole(0)?;
+    ensure!(epoch(cluster)? == before, "it was moved");
+    cluster.set("after", "1")?;
+    if taken {
+        ensure!(cluster.get("apart")? == "1", "what was served by policy is lost");
+    }
     errors(cluster)
 }
 

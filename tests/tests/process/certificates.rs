@@ -98,7 +98,7 @@ pub fn story(cluster: &mut Cluster) -> Result<()> {
     first.push((joined_dir.clone(), joined, ends(&joined_dir, joined)?));
     cluster.start_agent(NEWCOMER)?;
     cluster.until_alive(3)?;
-    cluster.declare_redis("1, 2, 4")?;
+    cluster.declare_redis("1, 2, 4", "")?;
     cluster.until_whole(0)?;
     write(cluster, "before")?;
     settle(cluster)?;

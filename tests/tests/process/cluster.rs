@@ -4,7 +4,7 @@ use std::fs;
 use std::io::{BufRead as _, BufReader, Write as _};
 use std::net::{Ipv4Addr, SocketAddr, TcpStream};
 use std::ops::{Deref, DerefMut};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::Result;
@@ -39,10 +39,15 @@ impl DerefMut for Cluster {
 impl Cluster {
     /// All processes run, and the service is declared.
     pub fn start(name: &str) -> Result<Self> {
+        Self::start_with(name, "")
+    }
+
+    /// The same, with more in the declaration of its workload and after that.
+    pub fn start_with(name: &str, more: &str) -> Result<Self> {
         let mut cluster = Self::plug(&ClusterSpec::new(name))?;
         cluster.start_all()?;
         cluster.until_alive(3)?;
-        cluster.declare_redis("1, 2, 3")?;
+        cluster.declare_redis("1, 2, 3", more)?;
         Ok(cluster)
     }
 
@@ -69,7 +74,7 @@ impl Cluster {
     }
 
     /// The Redis, on the hosts of these numbers.
-    pub fn declare_redis(&self, hosts: &str) -> Result<()> {
+    pub fn declare_redis(&self, hosts: &str, more: &str) -> Result<()> {
         self.declare(&format!(
             r#"name = "{SERVICE}"
 paths = ["{data}"]
@@ -80,7 +85,7 @@ hosts = [{hosts}]
 start = ["{REDIS}", "--port", "{PORT}", "--bind", "0.0.0.0", "--protected-mode", "no", "--appendonly", "yes",
   "--save", "", "--dir", "{data}"]
 health = {{ tcp = "127.0.0.1:{PORT}" }}
-"#,
+{more}"#,
             data = self.data().display(),
             interface = self.hosts[0].interface(),
         ))
@@ -126,23 +131,6 @@ health = {{ tcp = "127.0.0.1:{PORT}" }}
             .join(SERVICE)
             .join("cgroup.procs");
         Ok(!fs::read_to_string(procs)?.is_empty())
-    }
-
-    /// Copies out the logs of all programs, and what each host's workload said.
-    pub fn save_logs(&self, to: &Path) -> Result<()> {
-        self.bed.save_logs(to)?;
-        let log = self
-            .bed
-            .disk_mount_point()
-            .join(format!("understudy/log/{SERVICE}.log"));
-        for host in &self.hosts {
-            let from = host.path(&log);
-            // A host that never ran it has none.
-            if from.exists() {
-                fs::copy(from, to.join(format!("{}-{SERVICE}.log", host.name())))?;
-            }
-        }
-        Ok(())
     }
 
     pub fn leader(&self) -> Result<usize> {

@@ -67,11 +67,27 @@ fn promises_of_all_shadows_stand_in_for_the_coordinators_and_those_of_some_do_no
 }
 
 #[test]
+fn a_holder_that_may_serve_by_policy_goes_on_without_coordinators_and_promises() -> Result<()> {
+    let start = |area: &str| Cluster::start_with(area, &apart::policy("serve"));
+    tell_on("serve", start, |cluster| {
+        apart::by_policy(cluster, apart::Writes::Taken)
+    })
+}
+
+#[test]
+fn a_holder_that_may_only_be_read_goes_on_without_writes() -> Result<()> {
+    let start = |area: &str| Cluster::start_with(area, &apart::policy("read-only"));
+    tell_on("readonly", start, |cluster| {
+        apart::by_policy(cluster, apart::Writes::Refused)
+    })
+}
+
+#[test]
 fn certificates_renew_under_a_service_and_who_is_revoked_is_shut_out() -> Result<()> {
     tell_on("certs", certificates::cluster, certificates::story)
 }
 
-/// Runs a story on a cluster of its own; the logs of one that failed are kept.
+/// Runs a story on a cluster of its own; the logs and copies of one that failed are kept.
 fn tell(area: &str, story: impl FnOnce(&mut Cluster) -> Result<()>) -> Result<()> {
     tell_on(area, Cluster::start, story)
 }
@@ -92,8 +108,10 @@ fn tell_on(
         let logs = Path::new(env!("CARGO_MANIFEST_DIR"))
             .join("../target/process-logs")
             .join(area);
-        cluster.save_logs(&logs)?;
-        eprintln!("the logs are in {}", logs.display());
+        match cluster.keep(&logs) {
+            Ok(()) => eprintln!("the logs and the copies are in {}", logs.display()),
+            Err(error) => eprintln!("not all could be kept in {}: {error:#}", logs.display()),
+        }
     }
     outcome
 }
