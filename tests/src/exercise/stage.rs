@@ -1,7 +1,8 @@
 //! The cluster under exercise with its ledger, and how it is looked at.
 
 use std::ffi::OsString;
-use std::fs;
+use std::fs::{self, File};
+use std::io::Write as _;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -81,7 +82,11 @@ impl Stage {
         let data = mount.join(SERVICE);
         for (n, host) in (1..).zip(&cluster.hosts) {
             fs::create_dir_all(host.path(&data))?;
-            fs::write(host.path(&mount.join("number")), format!("{n}\n"))?;
+            let mut number = File::create(host.path(&mount.join("number")))?;
+            writeln!(number, "{n}")?;
+            // It is there before the first power cut.
+            number.sync_all()?;
+            File::open(host.path(&mount))?.sync_all()?;
         }
         for machine in cluster.hosts.iter().chain(&cluster.coordinator_hosts) {
             // libfaketime leaves files there when its process is killed.
