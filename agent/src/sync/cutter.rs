@@ -12,7 +12,7 @@ use std::io;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use understudy_common::delta::{BLOCK, Body, Entry, Manifest, NO_HASH, Op, RelPath, block_hash};
+use understudy_common::delta::{BLOCK, Body, Entry, Manifest, Op, RelPath, block_hash};
 use understudy_common::spec::Consistency;
 use understudy_common::units::BootTime;
 use understudy_common::wire::SyncFigures;
@@ -526,7 +526,7 @@ impl Cutter {
             return Ok(None);
         };
         let mut besides = PageSet::default();
-        for (at, _) in blocks.iter().enumerate().filter(|(_, hash)| **hash == NO_HASH) {
+        for at in blocks.unknown() {
             besides.insert(at as u64..at as u64 + 1);
         }
         let mut pages = pages.clone();
@@ -538,8 +538,7 @@ impl Cutter {
                 for (at, block) in bytes.chunks(BLOCK as usize).enumerate() {
                     let number = offset / BLOCK + at as u64;
                     let hash = block_hash(block);
-                    changed |= blocks[number as usize] != hash;
-                    blocks[number as usize] = hash;
+                    changed |= blocks.set(number as usize, hash);
                     if self.content.len() * (BLOCK as usize) < CONTENT_BYTES_MAX {
                         self.content.insert((key, number), block.into());
                     } else {

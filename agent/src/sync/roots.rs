@@ -7,7 +7,7 @@ use std::os::unix::ffi::OsStrExt as _;
 use std::os::unix::fs::{FileExt as _, MetadataExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 
-use understudy_common::delta::{BLOCK, BlockHash, Body, Entry, Manifest, Meta, RelPath, block_hashes};
+use understudy_common::delta::{BlockHash, Blocks, Body, Entry, Manifest, Meta, RelPath, block_hashes};
 
 use super::tracker::InodeKey;
 
@@ -91,7 +91,7 @@ impl Roots {
             };
             if let Body::File { len, blocks } = &mut entry.body {
                 let file = File::open(&absolute)?;
-                let mut hashes = Vec::with_capacity(len.div_ceil(BLOCK) as usize);
+                let mut hashes = Blocks::new();
                 *len = read_range(&file, 0..*len, |_, bytes| hashes.extend(block_hashes(bytes)))?;
                 *blocks = hashes;
             }
@@ -123,7 +123,7 @@ pub fn look(path: &Path) -> io::Result<Option<Seen>> {
     } else if meta.is_file() {
         Some(Body::File {
             len: meta.len(),
-            blocks: Vec::new(),
+            blocks: Blocks::new(),
         })
     } else if meta.is_symlink() {
         match fs::read_link(path) {

@@ -222,9 +222,10 @@ fn blocks(change: &Change, cut: &Cut, cutter: &Cutter, each: &mut dyn FnMut(Op) 
     let (mut start, mut run) = (range.start, Vec::new());
     for number in *first..range.end.div_ceil(BLOCK) {
         let bytes = number * BLOCK..((number + 1) * BLOCK).min(range.end);
-        let wanted = blocks[number as usize];
-        let fits =
-            |content: &[u8]| content.len() as u64 == bytes.end - bytes.start && block_hash(content) == wanted;
+        let wanted = blocks.get(number as usize);
+        let fits = |content: &[u8]| {
+            content.len() as u64 == bytes.end - bytes.start && Some(block_hash(content)) == wanted
+        };
         let kept = cutter.content(path, number).filter(|content| fits(content));
         let before = run.len();
         if let Some(content) = kept {

@@ -369,7 +369,7 @@ impl Store {
             let mut sound = true;
             let end = read_range(&fs::File::open(absolute)?, range.clone(), |offset, bytes| {
                 for (at, block) in (offset / BLOCK..).zip(bytes.chunks(BLOCK as usize)) {
-                    sound &= usize::try_from(at).is_ok_and(|at| blocks.get(at) == Some(&block_hash(block)));
+                    sound &= usize::try_from(at).is_ok_and(|at| blocks.get(at) == Some(block_hash(block)));
                 }
             })?;
             if !sound || end < range.end {

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::manifest::resize;
-use super::{Body, Entry, Manifest, Meta, RelPath};
+use super::{Blocks, Body, Entry, Manifest, Meta, RelPath};
 
 /// A step of which the content still has to be read.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -117,7 +117,7 @@ fn content(path: &RelPath, was: Option<&Entry>, is: &Entry, out: &mut Vec<Change
                     meta: is.meta,
                     body: Body::empty_file(),
                 });
-                (0, Vec::new())
+                (0, Blocks::new())
             }
         };
         if old_len != *len {
@@ -127,21 +127,12 @@ fn content(path: &RelPath, was: Option<&Entry>, is: &Entry, out: &mut Vec<Change
             });
             resize(&mut old_len, &mut old, *len);
         }
-        let mut at = 0;
-        while at < blocks.len() {
-            let run = blocks[at..]
-                .iter()
-                .zip(&old[at..])
-                .take_while(|(new, old)| new != old)
-                .count();
-            if run > 0 {
-                out.push(Change::Blocks {
-                    path: path(),
-                    first: at as u64,
-                    count: run as u64,
-                });
-            }
-            at += run.max(1);
+        for run in blocks.differences(&old) {
+            out.push(Change::Blocks {
+                path: path(),
+                first: run.start as u64,
+                count: run.len() as u64,
+            });
         }
     } else if was.is_none() && !matches!(is.body, Body::Dir) {
         out.push(Change::Create {

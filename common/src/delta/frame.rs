@@ -111,10 +111,11 @@ pub fn pages(manifest: &super::Manifest) -> Vec<Answer> {
     for (path, entry) in manifest.iter() {
         match &entry.body {
             Body::File { len, blocks } if !blocks.is_empty() => {
-                for part in blocks.chunks(PAGE_HASHES_TARGET) {
+                for start in (0..blocks.len()).step_by(PAGE_HASHES_TARGET) {
+                    let end = blocks.len().min(start + PAGE_HASHES_TARGET);
                     let body = Body::File {
                         len: *len,
-                        blocks: part.to_vec(),
+                        blocks: blocks.part(start..end),
                     };
                     push(
                         path,
@@ -122,7 +123,7 @@ pub fn pages(manifest: &super::Manifest) -> Vec<Answer> {
                             meta: entry.meta,
                             body,
                         },
-                        part.len(),
+                        end - start,
                     );
                 }
             }
@@ -152,7 +153,7 @@ impl super::Manifest {
                         body: Body::File { blocks, .. },
                         ..
                     },
-                ) => have.extend(blocks),
+                ) => have.extend(blocks.iter()),
                 (_, entry) => {
                     self.insert(path, entry);
                 }

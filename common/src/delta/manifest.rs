@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use super::{BLOCK, BlockHash, NO_HASH, PathError, RelPath, block_hash, block_hashes};
+use super::{BLOCK, BlockHash, Blocks, NO_HASH, PathError, RelPath, block_hash, block_hashes};
 
 /// Longest file; bounds the memory that one `Truncate` may take.
 pub const FILE_BYTES_MAX: u64 = 256 << 30;
@@ -25,7 +25,7 @@ pub struct Meta {
 #[derive(Clone, Debug, PartialEq, Eq, rkyv::Archive, rkyv::Serialize, rkyv::Deserialize)]
 pub enum Body {
     Dir,
-    File { len: u64, blocks: Vec<BlockHash> },
+    File { len: u64, blocks: Blocks },
     Symlink { target: Vec<u8> },
 }
 
@@ -33,7 +33,7 @@ impl Body {
     pub const fn empty_file() -> Self {
         Self::File {
             len: 0,
-            blocks: Vec::new(),
+            blocks: Blocks::new(),
         }
     }
 
@@ -180,7 +180,7 @@ impl Manifest {
                 Body::File { len, blocks } => {
                     hasher.update(&[2]);
                     hasher.update(&len.to_le_bytes());
-                    hasher.update(blocks.as_flattened());
+                    blocks.digest_into(&mut hasher);
                 }
                 Body::Symlink { target } => {
                     hasher.update(&[3]);
@@ -234,7 +234,7 @@ impl Manifest {
                 }
                 let first = (offset / BLOCK) as usize;
                 for (at, hash) in block_hashes(bytes).enumerate() {
-                    blocks[first + at] = hash;
+                    blocks.set(first + at, hash);
                 }
             }
             Op::Truncate { path, len: to } => {
@@ -274,7 +274,7 @@ impl Manifest {
             .ok_or_else(|| OpError::Missing(path.clone()))
     }
 
-    fn file(&mut self, path: &RelPath) -> Result<(&mut u64, &mut Vec<BlockHash>), OpError> {
+    fn file(&mut self, path: &RelPath) -> Result<(&mut u64, &mut Blocks), OpError> {
         match &mut self.entry(path)?.body {
             Body::File { len, blocks } => Ok((len, blocks)),
             Body::Dir | Body::Symlink { .. } => Err(OpError::Kind {
@@ -319,7 +319,7 @@ fn permissions(meta: Meta) -> Meta {
 
 /// What a change of length does to the hashes: new blocks are zeros; the block in which the shorter
 /// of the two ends lie has unknown content, unless it ends there exactly.
-pub(super) fn resize(len: &mut u64, blocks: &mut Vec<BlockHash>, to: u64) {
+pub(super) fn resize(len: &mut u64, blocks: &mut Blocks, to: u64) {
     if to == *len {
         return;
     }
@@ -328,13 +328,13 @@ pub(super) fn resize(len: &mut u64, blocks: &mut Vec<BlockHash>, to: u64) {
     if count > blocks.len() {
         blocks.resize(count, zeros(BLOCK));
         if !to.is_multiple_of(BLOCK) {
-            blocks[count - 1] = zeros(to % BLOCK);
+            blocks.set(count - 1, zeros(to % BLOCK));
         }
     } else {
-        blocks.truncate(count);
+        blocks.resize(count, NO_HASH);
     }
     if !shorter.is_multiple_of(BLOCK) {
-        blocks[(shorter / BLOCK) as usize] = NO_HASH;
+        blocks.set((shorter / BLOCK) as usize, NO_HASH);
     }
     *len = to;
 }

@@ -3,11 +3,13 @@
 //! Invariants: nothing here does I/O. Everything decoded from a peer passes [`Manifest::apply`] or
 //! [`RelPath::check`] before it names a file. Applying `diff(a, b)` to `a` gives `b`, always.
 
+mod blocks;
 mod diff;
 mod frame;
 mod manifest;
 mod path;
 
+pub use blocks::Blocks;
 pub use diff::{Change, diff};
 pub use frame::{Answer, Frame, HISTORY_MAX, Identifiers, OPS_BYTES_TARGET, PageEntry, pages};
 pub use manifest::{Applied, Body, Digest, Entry, FILE_BYTES_MAX, Manifest, Meta, Op, OpError};

@@ -207,7 +207,7 @@ impl Cuts {
         let Some(Body::File { blocks, .. }) = manifest.get(&file).map(|entry| &entry.body) else {
             return false;
         };
-        blocks.get(page as usize) == Some(&hash)
+        blocks.get(page as usize) == Some(hash)
     }
 }
 
