@@ -231,7 +231,14 @@ impl Replica {
     /// An entry was applied: whoever waits for it is told.
     pub(super) fn settle(&mut self, entry: &Entry, outcome: &Outcome) {
         if let Outcome::Refused(why) = outcome {
-            tracing::warn!(index = entry.index, why, "a command was refused");
+            // Whoever waits for it is told. All replicas refuse it, and again whenever they start.
+            let own =
+                |leading: &Leading| leading.term == entry.term && !leading.waiters.contains_key(&entry.index);
+            if self.leading.as_ref().is_some_and(own) {
+                tracing::warn!(index = entry.index, why, "a command was refused");
+            } else {
+                tracing::debug!(index = entry.index, why, "a command was refused");
+            }
         }
         let Some(leading) = &mut self.leading else { return };
         let settled: Vec<_> = leading
