@@ -27,6 +27,8 @@ const ERROR_PAUSE_MAX: Duration = Duration::from_secs(30);
 const CYCLE_SHARE: u32 = 4;
 /// A cut of a stopped workload fails only when others move its files meanwhile.
 const FINAL_TRIES_MAX: u32 = 5;
+/// Who asks for a cut at once beyond these is not answered.
+const BARRIERS_MAX: usize = 64;
 /// While something waits to be shipped.
 const SHIP_PAUSE: Duration = Duration::from_millis(5);
 /// Cuts of which the time is remembered for the lag.
@@ -47,6 +49,11 @@ pub enum Event {
         answer: Answer,
     },
     FinalCut {
+        limit: Duration,
+        reply: oneshot::Sender<FinalCut>,
+    },
+    /// Everything that was written before is wanted on the shadows, without waiting for the interval.
+    Barrier {
         limit: Duration,
         reply: oneshot::Sender<FinalCut>,
     },
@@ -71,6 +78,15 @@ pub struct Engine {
     /// The final cut was made: nothing is cut any more.
     finished: bool,
     waiting: Option<(Instant, oneshot::Sender<FinalCut>)>,
+    /// At most [`BARRIERS_MAX`].
+    barriers: Vec<Barrier>,
+}
+
+struct Barrier {
+    /// The first cut that was begun afterwards, once it is made.
+    cut: Option<GenerationId>,
+    deadline: Instant,
+    reply: oneshot::Sender<FinalCut>,
 }
 
 struct Fixed {
@@ -117,6 +133,7 @@ impl Engine {
             numbers_taken,
             finished: false,
             waiting: None,
+            barriers: Vec::new(),
         })
     }
 
@@ -138,6 +155,9 @@ impl Engine {
                     }
                     return;
                 }
+                if matches!(happened, Event::Barrier { .. }) {
+                    next = Instant::now();
+                }
                 self.handle(happened);
                 event = inbox.try_recv().map_err(|error| match error {
                     engine::TryRecvError::Empty => engine::RecvTimeoutError::Timeout,
@@ -153,13 +173,16 @@ impl Engine {
             }
             self.ship();
             self.answer_final();
+            self.answer_barriers();
             self.publish();
         }
     }
 
     fn ships_more(&self) -> bool {
         let wanted = self.cut.as_ref().map(|cut| cut.generation);
-        self.waiting.is_some() || self.shippers.values().any(|shipper| shipper.sealed() != wanted)
+        self.waiting.is_some()
+            || !self.barriers.is_empty()
+            || self.shippers.values().any(|shipper| shipper.sealed() != wanted)
     }
 
     /// One cycle; returns the pause until the next.
@@ -168,7 +191,8 @@ impl Engine {
             return INTERVAL_MAX;
         }
         let begun = Instant::now();
-        let cut = self.make_cut(self.cut.is_none(), false);
+        let wanted = self.barriers.iter().any(|barrier| barrier.cut.is_none());
+        let cut = self.make_cut(self.cut.is_none() || wanted, false);
         let pause = begun.elapsed() * (CYCLE_SHARE - 1);
         match cut {
             Ok(true) => {
@@ -207,6 +231,9 @@ impl Engine {
         self.cut_times.insert(generation, self.cutter.cut_at());
         if self.cut_times.len() > CUT_TIMES_MAX {
             self.cut_times.pop_first();
+        }
+        for barrier in &mut self.barriers {
+            barrier.cut.get_or_insert(generation);
         }
         self.cutter.figures.generations += 1;
         Ok(true)
@@ -269,6 +296,16 @@ impl Engine {
                     self.finished = true;
                 }
                 self.waiting = Some((Instant::now() + limit, reply));
+            }
+            Event::Barrier { limit, reply } => {
+                if self.barriers.len() < BARRIERS_MAX {
+                    let cut = self.cut.as_ref().filter(|_| self.finished);
+                    self.barriers.push(Barrier {
+                        cut: cut.map(|cut| cut.generation),
+                        deadline: Instant::now() + limit,
+                        reply,
+                    });
+                }
             }
             Event::Stop(_) => {}
         }
@@ -345,6 +382,28 @@ impl Engine {
         if let Some((_, reply)) = self.waiting.take() {
             // Whoever asked has gone when this fails; the cut stays.
             let _ = reply.send(cut);
+        }
+    }
+
+    /// Who asked is told once all shadows have it, or when its time is over: who has it by then. Without a cut
+    /// until then the reply is dropped.
+    fn answer_barriers(&mut self) {
+        let now = Instant::now();
+        for barrier in std::mem::take(&mut self.barriers) {
+            let has_it = |host: &&HostId| self.acked.get(*host).copied() >= barrier.cut;
+            let acked_by: Vec<HostId> = self.shadows.iter().filter(has_it).copied().collect();
+            match barrier.cut {
+                Some(generation) if acked_by.len() == self.shadows.len() || now >= barrier.deadline => {
+                    // Whoever asked has gone when this fails.
+                    let _ = barrier.reply.send(FinalCut {
+                        epoch: self.settings.epoch,
+                        generation,
+                        acked_by,
+                    });
+                }
+                None if now >= barrier.deadline => {}
+                _ => self.barriers.push(barrier),
+            }
         }
     }
 

@@ -167,6 +167,19 @@ impl Primary {
         answer.await.map_err(|_| PrimaryError::Stopped)
     }
 
+    /// Cuts at once. Waits until all shadows have everything that was written before, or `limit` is over; says
+    /// who has it.
+    ///
+    /// # Errors
+    /// [`PrimaryError::Stopped`], also when nothing could be cut within the limit.
+    pub async fn barrier(&self, limit: Duration) -> Result<FinalCut, PrimaryError> {
+        let (reply, answer) = oneshot::channel();
+        self.events
+            .send(Event::Barrier { limit, reply })
+            .map_err(|_| PrimaryError::Stopped)?;
+        answer.await.map_err(|_| PrimaryError::Stopped)
+    }
+
     /// Ends cutting and shipping.
     pub async fn stop(self) {
         let (reply, stopped) = oneshot::channel();

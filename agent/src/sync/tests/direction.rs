@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair};
 use understudy_common::delta::{Answer, Frame, Identifiers};
@@ -247,5 +247,48 @@ async fn frames_of_a_stranger_of_an_old_epoch_or_of_garbage_are_refused_and_cost
         (CopyState::Ready, Some(cut.generation))
     );
     assert_eq!(tree(&b.data()), before);
+    serving.abort();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_barrier_is_answered_once_the_shadows_have_what_was_written_before() {
+    let dir = tempfile::Builder::new()
+        .prefix("ussync")
+        .tempdir_in("/dev/shm")
+        .expect("tmpfs");
+    let [one, two] = endpoints();
+    let (a, b) = (Host::new(dir.path(), "a"), Host::new(dir.path(), "b"));
+    let mut primary = a.primary(1, 1, None, &one).await;
+    let alone = primary.barrier(PATIENCE).await.expect("a cut");
+    assert!(alone.acked_by.is_empty(), "there is nobody to wait for");
+
+    let shadow = b.shadow().await;
+    shadow.set_primary(HostId(1), Epoch(1));
+    let serving = accept(two.clone(), shadow.clone());
+    primary.set_shadows(vec![Peer {
+        host: HostId(2),
+        addr: two.local_addr().expect("bound"),
+    }]);
+    let mut last = alone.generation;
+    for n in 0..5_u8 {
+        fs::write(a.data().join("file"), vec![n; 50_000]).expect("written");
+        let cut = primary.barrier(PATIENCE).await.expect("a cut");
+        assert_eq!(cut.acked_by, [HostId(2)]);
+        assert!(cut.generation > last, "it was begun afterwards");
+        last = cut.generation;
+        // The files follow the acknowledgement.
+        let begun = Instant::now();
+        while tree(&a.data()) != tree(&b.data()) {
+            assert!(begun.elapsed() < PATIENCE, "the copy is not that of {last}");
+            tokio::time::sleep(Duration::from_millis(2)).await;
+        }
+    }
+    // It takes nothing any more.
+    shadow.close().await;
+    let limit = Duration::from_millis(200);
+    fs::write(a.data().join("file"), b"nobody has this").expect("written");
+    let cut = primary.barrier(limit).await.expect("a cut");
+    assert!(cut.acked_by.is_empty(), "nobody took it: {cut:?}");
+    primary.stop().await;
     serving.abort();
 }
