@@ -7,6 +7,7 @@ mod commits;
 mod fleet;
 mod latency;
 mod probe;
+mod sync;
 mod target;
 
 use std::process::ExitCode;
@@ -29,6 +30,8 @@ enum Load {
     Fleet(fleet::Args),
     /// Commits through whoever leads, one line for each commit, until it is stopped
     Probe(probe::Args),
+    /// A primary and its shadow; the primary obeys lines on standard input
+    Sync(sync::Args),
 }
 
 fn main() -> ExitCode {
@@ -58,6 +61,7 @@ fn run(load: Load) -> Result<()> {
                 Load::Commits(args) => commits::run(args).await,
                 Load::Fleet(args) => fleet::run(args).await,
                 Load::Probe(args) => probe::run(args).await,
+                Load::Sync(args) => sync::run(args).await,
             }
         })
 }

@@ -11,6 +11,7 @@ mod load;
 mod programs;
 mod raft;
 mod report;
+mod sync;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -19,7 +20,7 @@ use anyhow::{Context, Result};
 use clap::ValueEnum;
 
 use crate::repo;
-use crate::shell::say;
+use crate::shell::{become_root, is_root, say};
 use programs::Programs;
 use report::{Report, Row};
 
@@ -35,6 +36,9 @@ pub struct Args {
     /// Seconds instead of minutes: shows that the bench works, and is never quoted
     #[arg(long)]
     quick: bool,
+    /// Everything is built: set by the bench itself when it becomes root
+    #[arg(long, hide = true)]
+    built: bool,
 }
 
 #[derive(Clone, Copy, Debug, ValueEnum)]
@@ -43,6 +47,8 @@ enum Bench {
     Raft,
     /// Hosts that one core of a leader takes, and the memory of each
     Fleet,
+    /// A small change on its way to a shadow
+    Sync,
 }
 
 /// What a bench is asked for.
@@ -80,6 +86,7 @@ impl Bench {
         match self {
             Self::Raft => &raft::IDS,
             Self::Fleet => &fleet::IDS,
+            Self::Sync => &sync::IDS,
         }
     }
 
@@ -87,7 +94,13 @@ impl Bench {
         match self {
             Self::Raft => raft::measure(wanted),
             Self::Fleet => fleet::measure(wanted),
+            Self::Sync => sync::measure(wanted),
         }
+    }
+
+    /// For hosts of its own and the kernel programs.
+    const fn needs_root(self) -> bool {
+        matches!(self, Self::Sync)
     }
 
     fn name(self) -> String {
@@ -106,17 +119,24 @@ pub fn run(args: Args) -> Result<ExitCode> {
         );
         return Ok(ExitCode::from(64));
     }
-    say("build", "the programs");
-    let programs = if args.quick {
-        Programs::as_tested()
-    } else {
-        Programs::released()
-    };
+    if !args.built {
+        crate::ebpf::run()?;
+        say("build", "the programs");
+    }
+    let programs = match (args.quick, args.built) {
+        (true, false) => Programs::as_tested(),
+        (true, true) => Programs::found(),
+        (false, false) => Programs::released(),
+        (false, true) => Ok(Programs::released_before()),
+    }?;
+    if args.bench.needs_root() && !is_root() {
+        return Err(become_root("the bench"));
+    }
     let wanted = Wanted {
         only: args.only,
         quick: args.quick,
         installs: true,
-        programs: programs?,
+        programs,
     };
     let report = Report::new(args.bench.name(), args.bench.measure(&wanted)?);
     report.table(args.quick);
@@ -170,6 +190,27 @@ mod tests {
             } else if compared {
                 assert!(row["ratio"].as_f64().is_some_and(|ratio| ratio > 0.0), "{row}");
             }
+        }
+    }
+
+    #[test]
+    fn a_quick_sync_bench_measures_every_row() {
+        if let Some(reason) = sync::missing() {
+            println!("skipped: {reason}");
+            return;
+        }
+        let Some(rows) = quick(Bench::Sync) else { return };
+        for row in &rows {
+            assert!(row["ours"].as_f64().is_some_and(|ours| ours >= 0.0), "{row}");
+            let compared = row["id"].as_str().unwrap().contains("_vs_");
+            if compared && row["peer"].is_null() {
+                assert!(row["why"].as_str().unwrap().contains("rsync"), "{row}");
+            }
+        }
+        // A page cannot be shipped with less, nor be read or written with less.
+        for bytes in &rows[4..7] {
+            let bytes = bytes["ours"].as_f64().unwrap();
+            assert!((4_096.0..10_000_000.0).contains(&bytes), "{bytes}");
         }
     }
 
