@@ -2,7 +2,7 @@
 //!
 //! Invariants: pre-images are on disk before the first byte is overwritten. Every phase can be run
 //! again after a crash at any point: names leave before the `out` mark is on disk and arrive after
-//! it, and all data operations are absolute. The redo file is removed last: that is the applied mark.
+//! it, where any leave, and all data operations are absolute. The redo file is removed last: that is the applied mark.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File, OpenOptions};
@@ -142,7 +142,8 @@ pub fn prepare(
 pub fn apply(files: &Files, roots: &Roots) -> io::Result<()> {
     let placement = place(&files.redo)?;
     let mut dirs = BTreeSet::new();
-    if !files.out.exists() {
+    // Most generations only write into files: their replay needs no mark to tell what has left.
+    if placement.leaves() && !files.out.exists() {
         names_leave(files, roots, &placement, &mut dirs)?;
         sync_all(&dirs)?;
         step("names left")?;

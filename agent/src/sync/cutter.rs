@@ -31,6 +31,9 @@ const ROUND_BYTES_SMALL: u64 = 4 << 20;
 const FROZEN_BYTES_MAX: u64 = 32 << 20;
 /// After this many discarded cuts in a row the next one is made whatever it costs.
 const DISCARDS_MAX: u32 = 3;
+/// Cycles in a row that trust the source's word that nothing happened. What it lost and cannot know of it finds
+/// when it is swapped.
+const SKIPS_MAX: u32 = 8;
 /// Content that is kept from reading until it is sent; more is read again.
 const CONTENT_BYTES_MAX: usize = 64 << 20;
 const FREEZES_KEPT: usize = 512;
@@ -67,6 +70,7 @@ pub struct Cutter {
     delta: Delta,
     content: HashMap<(InodeKey, u64), Box<[u8]>>,
     discards: u32,
+    skips: u32,
     freezes_us: Vec<u64>,
     /// When the last cut was begun: it holds everything that was written before.
     cut_at: BootTime,
@@ -121,6 +125,7 @@ impl Cutter {
             delta: Delta::default(),
             content: HashMap::new(),
             discards: 0,
+            skips: 0,
             freezes_us: Vec::new(),
             cut_at: BootTime::ZERO,
             figures: SyncFigures::default(),
@@ -210,6 +215,11 @@ impl Cutter {
     /// # Errors
     /// When a file cannot be read; everything is looked at again then.
     pub fn cycle(&mut self, forced: bool, stopped: bool) -> io::Result<Option<Delta>> {
+        if !forced && !stopped && self.is_at_rest() {
+            self.skips += 1;
+            return Ok(None);
+        }
+        self.skips = 0;
         self.content.clear();
         let result = self.attempt(forced, stopped);
         self.figures.tracked = self.source.exact();
@@ -218,6 +228,16 @@ impl Cutter {
             self.carried.names.walk_all = true;
         }
         result
+    }
+
+    /// Whether a cycle would find nothing.
+    fn is_at_rest(&mut self) -> bool {
+        self.skips < SKIPS_MAX
+            && self.source.exact()
+            && !self.fell_back
+            && self.carried.is_empty()
+            && self.delta.touched.is_empty()
+            && !self.source.pending()
     }
 
     fn attempt(&mut self, forced: bool, stopped: bool) -> io::Result<Option<Delta>> {

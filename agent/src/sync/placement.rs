@@ -83,6 +83,13 @@ impl Placement {
         &self.nodes
     }
 
+    /// Whether a name that was there before is gone, or is another file's.
+    pub fn leaves(&self) -> bool {
+        self.nodes
+            .iter()
+            .any(|node| node.was.is_some() && node.was != node.is)
+    }
+
     /// Every path that an operation names.
     pub fn touched(&self) -> &BTreeSet<RelPath> {
         &self.touched
