@@ -4,6 +4,7 @@
 //! own. They have no coordinator and no workload to freeze: what is measured is tracker, cut, transport and journal.
 //! rsync copies the same files to another folder, without a network, and need not wait for a disk.
 
+mod ssh;
 mod stage;
 
 use std::path::Path;
@@ -79,7 +80,15 @@ const TREE: Kind = Kind {
     ..DELTA
 };
 
-pub(super) const IDS: [&str; 9] = [
+const INITIAL: Kind = Kind {
+    id: "initial_vs_rsync_ssh",
+    unit: "s",
+    must: Some(1.0),
+    goal: Some(1.5),
+    ..DELTA
+};
+
+pub(super) const IDS: [&str; 10] = [
     DELTA.id,
     DELTA_1.id,
     DELTA_2.id,
@@ -89,6 +98,7 @@ pub(super) const IDS: [&str; 9] = [
     SHADOW_IO.id,
     IDLE.id,
     TREE.id,
+    INITIAL.id,
 ];
 
 struct Scale {
@@ -99,6 +109,8 @@ struct Scale {
     changes: usize,
     tree_files: u64,
     idle: Duration,
+    initial: u64,
+    initial_runs: usize,
 }
 
 const FULL: Scale = Scale {
@@ -107,6 +119,8 @@ const FULL: Scale = Scale {
     changes: 5,
     tree_files: 100_000,
     idle: Duration::from_secs(20),
+    initial: 4 * GIB,
+    initial_runs: 3,
 };
 const QUICK: Scale = Scale {
     sizes: [8 << 20, 16 << 20, 64 << 20],
@@ -114,6 +128,8 @@ const QUICK: Scale = Scale {
     changes: 2,
     tree_files: 2_000,
     idle: Duration::from_secs(1),
+    initial: 32 << 20,
+    initial_runs: 1,
 };
 const TREE_FILE: u64 = 4_096;
 
@@ -156,6 +172,9 @@ pub(super) fn measure(wanted: &Wanted) -> Result<Vec<Row>> {
             Ok(rows) => rows,
             Err(why) => [IDLE, TREE].map(|kind| Row::missing(kind, format!("{why:#}"))),
         });
+    }
+    if wanted.row(INITIAL.id) {
+        rows.push(initial(wanted, scale).unwrap_or_else(|why| Row::missing(INITIAL, format!("{why:#}"))));
     }
     rows.retain(|row| wanted.row(row.id()));
     Ok(rows)
@@ -257,6 +276,28 @@ fn tree(wanted: &Wanted, scale: &Scale, peer: &Result<String>) -> Result<[Row; 2
     Ok([Row::measured(IDLE, idle), beside(TREE, peer, ours, theirs)])
 }
 
+/// First copies of one file onto the same disk, ours and then rsync's.
+fn initial(wanted: &Wanted, scale: &Scale) -> Result<Row> {
+    let peer = ssh::provide(wanted.installs);
+    let (mut ours, mut theirs) = (Vec::new(), Vec::new());
+    for _ in 0..scale.initial_runs {
+        let stage = Stage::open(wanted, scale.initial, 1)?;
+        ours.push(stage.first_copy_s);
+        if peer.is_ok() {
+            theirs.push(stage.first_copy_over_ssh()?);
+        }
+        say(
+            "initial",
+            format!(
+                "ours {:.1} s, rsync over ssh {:.1} s",
+                ours[ours.len() - 1],
+                theirs.last().copied().unwrap_or(f64::NAN)
+            ),
+        );
+    }
+    Ok(beside(INITIAL, &peer, ours, theirs))
+}
+
 fn progress(ours: &[f64], theirs: &[f64]) -> String {
     let shown = |figures: &[f64]| median(figures).map_or("-".to_owned(), |ms| format!("{ms:.1} ms"));
     format!("ours {}, rsync {}", shown(ours), shown(theirs))
@@ -268,9 +309,13 @@ fn rsync(may_install: bool) -> Result<String> {
         setup::install(&["rsync"])?;
     }
     ensure!(in_path("rsync"), "rsync is not installed");
+    Ok(rsync_version())
+}
+
+fn rsync_version() -> String {
     let version = ask(command("rsync").arg("--version")).unwrap_or_default();
     let number = version.split_whitespace().nth(2).unwrap_or_default();
-    Ok(format!("rsync {number}").trim().to_owned())
+    format!("rsync {number}").trim().to_owned()
 }
 
 /// Brings `to` up to date; milliseconds.
