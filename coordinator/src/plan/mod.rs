@@ -56,8 +56,9 @@ pub const TARGET_MAX: Duration = Duration::from_millis(300);
 pub const ACTIVATE_MAX: Duration = Duration::from_millis(10_000);
 /// How long a holder that failed waits before it gets the next epoch itself, for want of another.
 pub const SELF_RETRY: Duration = Duration::from_millis(5_000);
-/// Longest pause before a service is tried again that started on none of its hosts.
-pub const RETRY_MAX: Duration = Duration::from_secs(60);
+/// Longest pause before a service is tried again that started on none of its hosts. Whoever mends what kept it
+/// from starting waits this long at most.
+pub const RETRY_MAX: Duration = Duration::from_secs(10);
 /// How long all observers must see the same, and the holder claim the contrary, before it is not believed.
 pub const AGREED_MIN: Duration = Duration::from_millis(3_000);
 /// Questions in a row that must have ended so: an observer that stood still saw nothing meanwhile.
