@@ -23,7 +23,7 @@ pub enum Chaos {
     Broken(HostId, bool),
     HostDiskFull(HostId, bool),
     CoordinatorDiskFull(CoordinatorId, bool),
-    Declare(String),
+    Declare(ServiceId, String),
     Operate(Operate),
     CrashCoordinator(CoordinatorId),
     CutPower(HostId),
@@ -150,7 +150,13 @@ impl Chaos {
                     node.disk.full = full;
                 }
             }
-            Self::Declare(toml) => world.operate(Operate::ApplyService { toml }),
+            Self::Declare(service, toml) => {
+                // As operators do, until it is heard: the same declaration twice is harmless.
+                if !world.is_declared(service) {
+                    world.operate(Operate::ApplyService { toml: toml.clone() });
+                    world.at(500 * MS, Self::Declare(service, toml));
+                }
+            }
             Self::Operate(operate) => world.operate(operate),
             Self::CrashCoordinator(id) => {
                 world.crash_coordinator(id);

@@ -71,7 +71,7 @@ impl Scenario {
         };
         let hosts = u32::try_from(rng.between(low, high)).expect("few hosts");
         let count = rng.between(2, if hosts > 8 { 5 } else { 3 });
-        let services = (1..=count)
+        let services = (1..=u32::try_from(count).expect("few services"))
             .map(|number| declaration(rng, hosts, number))
             .collect();
         let version = if rng.chance(400) { 1 } else { COMMAND_VERSION };
@@ -84,7 +84,11 @@ impl Scenario {
     }
 }
 
-fn declaration(rng: &mut Rng, hosts: u32, number: u64) -> String {
+pub fn service_name(number: u32) -> String {
+    format!("s{number}")
+}
+
+fn declaration(rng: &mut Rng, hosts: u32, number: u32) -> String {
     let count = rng.between(2, 5);
     let mut named: Vec<u64> = Vec::new();
     while (named.len() as u64) < count {
@@ -98,9 +102,10 @@ fn declaration(rng: &mut Rng, hosts: u32, number: u64) -> String {
         1 => "read-only",
         _ => "stop",
     };
+    let name = service_name(number);
     format!(
         r#"
-name = "s{number}"
+name = "{name}"
 paths = ["/srv/s{number}"]
 address = "10.0.9.{number}/24"
 interface = "eth0"

@@ -20,7 +20,7 @@ use crate::membership::Wish;
 use crate::net::{Net, Packet};
 use crate::queue::Queue;
 use crate::rng::Rng;
-use crate::scenario::{Fault, Scenario};
+use crate::scenario::{Fault, Scenario, service_name};
 use crate::tally::Tally;
 use crate::trace::Trace;
 
@@ -159,10 +159,7 @@ impl World {
             world.observe_soon(id);
         }
         for (number, toml) in (1..).zip(services) {
-            // Declared again until it is heard: the same declaration twice is harmless.
-            for again in 0..3 {
-                world.at((1_500 + again * 500) * MS, Chaos::Declare(toml.clone()));
-            }
+            world.at(1_500 * MS, Chaos::Declare(ServiceId(number), toml));
             world.clients.push(Client::new(ServiceId(number)));
             world.clients.push(Client::new(ServiceId(number)));
         }
@@ -202,6 +199,13 @@ impl World {
 
     pub fn services(&self) -> BTreeSet<ServiceId> {
         self.clients.iter().map(|client| client.service).collect()
+    }
+
+    /// Whether a declaration was heard, by its name: the numbers are given out in the order of hearing.
+    pub fn is_declared(&self, service: ServiceId) -> bool {
+        let name = service_name(service.0);
+        let state = self.newest_state();
+        state.is_some_and(|state| state.services.values().any(|known| known.spec.name == name))
     }
 
     /// The hosts that the service's declaration names.
