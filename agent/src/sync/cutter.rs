@@ -403,10 +403,20 @@ impl Cutter {
             paths.extend(self.work.iter().map(|(path, _)| path.clone()));
         }
         for changed in &dirty.names.entries {
-            if let Some(path) = self.roots.relative(&changed.path()) {
-                paths.extend(path.parent());
-                paths.insert(path);
+            let absolute = changed.path();
+            let Some(path) = self.roots.relative(&absolute) else {
+                continue;
+            };
+            // It may be another directory of the same inode number, and what went with the one before is in no
+            // event that could still be resolved.
+            if std::fs::symlink_metadata(&absolute).is_ok_and(|meta| meta.is_dir()) {
+                paths.extend(self.work.below(&path).cloned());
+                let mut found = Vec::new();
+                self.roots.walk(&path, &mut found);
+                paths.extend(found);
             }
+            paths.extend(path.parent());
+            paths.insert(path);
         }
         let mut pages = dirty.pages;
         let mut unknown = dirty.unknown;
@@ -551,9 +561,9 @@ impl Cutter {
         }
         let mut pages = pages.clone();
         pages.union(&besides);
-        let mut bytes_read = 0;
+        let (mut bytes_read, mut done) = (0, Ok(0));
         for range in pages.byte_ranges(size) {
-            read_range(&file, range, |offset, bytes| {
+            done = read_range(&file, range, |offset, bytes| {
                 bytes_read += bytes.len() as u64;
                 for (at, block) in bytes.chunks(BLOCK as usize).enumerate() {
                     let number = offset / BLOCK + at as u64;
@@ -565,13 +575,17 @@ impl Cutter {
                         self.content.remove(&(key, number));
                     }
                 }
-            })?;
+            });
+            if done.is_err() {
+                break;
+            }
         }
         self.figures.bytes_read += bytes_read;
         if changed {
             self.delta.touched.insert(path.clone());
         }
         self.same_content(&names);
+        done?;
         Ok(Some(Read { size, besides }))
     }
 

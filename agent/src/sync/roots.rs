@@ -166,25 +166,33 @@ fn attributes(meta: &Metadata) -> Meta {
 /// # Errors
 /// When the file cannot be opened.
 pub fn open_file(path: &Path, key: InodeKey) -> io::Result<Option<(File, Metadata)>> {
-    // A name that became a link or a pipe since it was looked at is not followed and not waited for.
+    let Some(file) = open(path)? else { return Ok(None) };
+    let meta = file.metadata()?;
+    let is_it = meta.is_file() && InodeKey::of(&meta) == key;
+    Ok(is_it.then_some((file, meta)))
+}
+
+/// Opens what is at `path` for reading; `None` when there is nothing, or nothing that can be had now. A name that
+/// became a link or a pipe since it was looked at is not followed and not waited for.
+///
+/// # Errors
+/// When it cannot be opened.
+pub fn open(path: &Path) -> io::Result<Option<File>> {
     let opened = File::options()
         .read(true)
         .custom_flags(libc::O_NOFOLLOW | libc::O_NONBLOCK)
         .open(path);
-    let file = match opened {
-        Ok(file) => file,
-        Err(error)
-            if matches!(
-                error.raw_os_error(),
-                Some(libc::ENOENT | libc::ENOTDIR | libc::ELOOP | libc::ENXIO)
-            ) =>
-        {
-            return Ok(None);
-        }
-        Err(error) => return Err(error),
+    let absent = |error: &io::Error| {
+        // The last: somebody has a lease on it and is asked to give it back.
+        matches!(
+            error.raw_os_error(),
+            Some(libc::ENOENT | libc::ENOTDIR | libc::ELOOP | libc::ENXIO | libc::EWOULDBLOCK)
+        )
     };
-    let meta = file.metadata()?;
-    Ok((InodeKey::of(&meta) == key).then_some((file, meta)))
+    match opened {
+        Err(error) if absent(&error) => Ok(None),
+        opened => opened.map(Some),
+    }
 }
 
 /// Reads a byte range that begins on a block, in pieces of whole blocks; only the last may be short.

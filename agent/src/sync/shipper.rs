@@ -5,7 +5,6 @@
 //! way to a shadow are bounded; a slow shadow gets later, larger differences.
 
 use std::collections::{BTreeMap, VecDeque};
-use std::fs::File;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
@@ -18,7 +17,7 @@ use understudy_common::wire;
 
 use super::content::{Batches, byte_range, without_content};
 use super::cutter::{Cutter, Delta};
-use super::roots::read_range;
+use super::roots::{open, read_range};
 
 /// Bytes on the way to one shadow.
 const INFLIGHT_BYTES_MAX: usize = 32 << 20;
@@ -235,7 +234,7 @@ fn blocks(change: &Change, cut: &Cut, cutter: &Cutter, each: &mut dyn FnMut(Op) 
                 file = cutter
                     .roots()
                     .absolute(path)
-                    .and_then(|path| File::open(path).ok());
+                    .and_then(|path| open(&path).ok().flatten());
             }
             let mut content = Vec::with_capacity(BLOCK as usize);
             let read = file

@@ -32,7 +32,7 @@ impl Cutter {
             for key in known.into_iter().chain(now.as_ref().map(|now| now.key)) {
                 todo.extend(self.paths.get(&key).into_iter().flatten().cloned());
             }
-            if now.as_ref().map(|now| now.key) != known {
+            if !self.stays(&path, now.as_ref()) {
                 todo.extend(self.work.below(&path).cloned());
                 if matches!(
                     &now,
@@ -51,7 +51,7 @@ impl Cutter {
         let mut moved: HashMap<InodeKey, (RelPath, Entry)> = HashMap::new();
         for (path, now) in &seen {
             let Some(&key) = self.keys.get(path) else { continue };
-            if now.as_ref().map(|now| now.key) != Some(key) {
+            if !self.stays(path, now.as_ref()) {
                 self.detach(path, key, &mut moved);
             }
         }
@@ -69,6 +69,20 @@ impl Cutter {
             self.source.unwatch(key);
         }
         Ok(())
+    }
+
+    /// Whether what is there now may be what was there before. An inode number is given to the next thing that is
+    /// made, which may be of another kind; whether it is the same file only the source can tell.
+    fn stays(&self, path: &RelPath, now: Option<&Seen>) -> bool {
+        match (self.keys.get(path), now) {
+            (None, None) => true,
+            (Some(key), Some(now)) if *key == now.key => {
+                let was = self.work.get(path);
+                was.zip(now.entry.as_ref())
+                    .is_some_and(|(was, is)| was.body.same_kind(&is.body))
+            }
+            _ => false,
+        }
     }
 
     fn detach(&mut self, path: &RelPath, key: InodeKey, moved: &mut HashMap<InodeKey, (RelPath, Entry)>) {
@@ -115,7 +129,7 @@ impl Cutter {
             self.work.insert(path, now);
             return Ok(());
         }
-        // Those of its names that are gone may be looked at only later.
+        // Those of its names that are gone may be looked at only later. One that is there is enough.
         let mut other = None;
         let mut names = self.paths.get(&key).cloned().unwrap_or_default();
         names.remove(&path);
@@ -126,9 +140,9 @@ impl Cutter {
                 .map_or(Ok(None), |absolute| look(&absolute))?;
             if still.map(|still| still.key) == Some(key) {
                 other = Some(old);
-            } else {
-                self.detach(&old, key, moved);
+                break;
             }
+            self.detach(&old, key, moved);
         }
         let body = match (moved.remove(&key), other) {
             (Some((origin, entry)), _) if !is_new => {

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::fs::{self, File, OpenOptions};
 use std::os::fd::AsRawFd as _;
-use std::os::unix::fs::FileExt as _;
+use std::os::unix::fs::{FileExt as _, MetadataExt as _, symlink};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -244,6 +244,68 @@ fn what_is_read_after_mapped_stores_is_the_folios_they_dirtied_within_a_tenth() 
         "{read} bytes read of {folios} bytes of dirty folios"
     );
     assert_eq!(joined.figures().unknown, 0, "nothing forced a re-read");
+}
+
+type Make = fn(&Path) -> std::io::Result<()>;
+
+/// Things that can bear the same name.
+const KINDS: [(&str, Make); 6] = [
+    ("a file", |path| fs::write(path, b"content")),
+    ("an empty file", |path| fs::write(path, b"")),
+    ("a link", |path| symlink("one", path)),
+    ("another link", |path| symlink("two", path)),
+    ("a directory", |path| {
+        fs::create_dir(path)?;
+        fs::write(path.join("empty"), b"")?;
+        symlink("somewhere", path.join("link"))
+    }),
+    ("another directory", |path| {
+        fs::create_dir(path)?;
+        fs::create_dir(path.join("empty"))
+    }),
+];
+
+#[test]
+fn what_takes_the_inode_number_of_another_is_not_taken_for_it() {
+    let Some(disk) = Disk::new(64) else { return };
+    let sides = Sides::below(&disk.root());
+    let mut joined = sides.joined();
+    let path = sides.from.join("name");
+    let number = || fs::symlink_metadata(&path).expect("there").ino();
+    let remove = || match fs::symlink_metadata(&path).expect("there").is_dir() {
+        true => fs::remove_dir_all(&path).expect("removable"),
+        false => fs::remove_file(&path).expect("removable"),
+    };
+    let (mut n, mut taken) = (0, 0);
+    for (before, make_before) in KINDS {
+        for (after, make_after) in KINDS {
+            let mut same = |joined: &mut Joined, stopped: bool| {
+                n += 1;
+                if stopped {
+                    joined.cut(n);
+                } else {
+                    joined.cut_live(n);
+                }
+                joined.deliver();
+                let when = if stopped { "stopped" } else { "live" };
+                assert!(
+                    tree(&sides.from) == tree(&sides.to),
+                    "{before}, then {after}, {when}: the trees differ"
+                );
+            };
+            make_before(&path).expect("room");
+            same(&mut joined, false);
+            let was = number();
+            remove();
+            make_after(&path).expect("room");
+            taken += u32::from(number() == was);
+            same(&mut joined, false);
+            same(&mut joined, true);
+            remove();
+            same(&mut joined, false);
+        }
+    }
+    assert!(taken > 0, "the file system gave no number twice");
 }
 
 #[test]
