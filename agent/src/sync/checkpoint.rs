@@ -2,7 +2,8 @@
 //!
 //! Invariants: pre-images are on disk before the first byte is overwritten. Every phase can be run
 //! again after a crash at any point: names leave before the `out` mark is on disk and arrive after
-//! it, where any leave, and all data operations are absolute. The redo file is removed last: that is the applied mark.
+//! it, where any leave, and all data operations are absolute. The redo file is removed last: that is
+//! the applied mark.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File, OpenOptions};
@@ -197,7 +198,7 @@ fn names_leave(
 ) -> io::Result<()> {
     let mut emptied = BTreeSet::new();
     for (number, node) in placement.nodes().iter().enumerate() {
-        let Some(was) = node.was.as_ref().filter(|was| node.is.as_ref() != Some(was)) else {
+        let Some(was) = node.leaves() else {
             continue;
         };
         let from = absolute(roots, was)?;

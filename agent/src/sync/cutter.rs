@@ -148,7 +148,7 @@ impl Cutter {
         for number in 0..self.roots.paths().len() {
             self.roots.walk(&RelPath::root(number), &mut paths);
         }
-        self.names(&paths.into_iter().collect())?;
+        self.names(&paths.into_iter().collect(), &BTreeSet::new())?;
         // Nothing was marked yet that could have been lost.
         self.fell_back = false;
         let Some(known) = known else { return Ok(()) };
@@ -393,7 +393,7 @@ impl Cutter {
         look: Look,
         tail: &mut dyn FnMut(InodeKey, PageSet, bool),
     ) -> io::Result<Outcome> {
-        let mut paths = BTreeSet::new();
+        let (mut paths, mut named) = (BTreeSet::new(), BTreeSet::new());
         if dirty.names.walk_all {
             let mut found = Vec::new();
             for number in 0..self.roots.paths().len() {
@@ -403,20 +403,10 @@ impl Cutter {
             paths.extend(self.work.iter().map(|(path, _)| path.clone()));
         }
         for changed in &dirty.names.entries {
-            let absolute = changed.path();
-            let Some(path) = self.roots.relative(&absolute) else {
-                continue;
-            };
-            // It may be another directory of the same inode number, and what went with the one before is in no
-            // event that could still be resolved.
-            if std::fs::symlink_metadata(&absolute).is_ok_and(|meta| meta.is_dir()) {
-                paths.extend(self.work.below(&path).cloned());
-                let mut found = Vec::new();
-                self.roots.walk(&path, &mut found);
-                paths.extend(found);
+            if let Some(path) = self.roots.relative(&changed.path()) {
+                paths.extend(path.parent());
+                named.insert(path);
             }
-            paths.extend(path.parent());
-            paths.insert(path);
         }
         let mut pages = dirty.pages;
         let mut unknown = dirty.unknown;
@@ -437,7 +427,7 @@ impl Cutter {
                 .flatten()
                 .cloned(),
         );
-        self.names(&paths)?;
+        self.names(&paths, &named)?;
         // New files and files of a new length were put there by `names`.
         let found = std::mem::take(&mut self.carried.pages);
         let found_now: BTreeSet<InodeKey> = found.keys().copied().collect();

@@ -16,6 +16,13 @@ pub struct Node {
     pub is: Option<RelPath>,
 }
 
+impl Node {
+    /// Its path before, if that is no longer its own.
+    pub fn leaves(&self) -> Option<&RelPath> {
+        self.was.as_ref().filter(|was| self.is.as_ref() != Some(was))
+    }
+}
+
 /// Follows operations in order.
 #[derive(Clone, Debug, Default)]
 pub struct Placement {
@@ -85,9 +92,7 @@ impl Placement {
 
     /// Whether a name that was there before is gone, or is another file's.
     pub fn leaves(&self) -> bool {
-        self.nodes
-            .iter()
-            .any(|node| node.was.is_some() && node.was != node.is)
+        self.nodes.iter().any(|node| node.leaves().is_some())
     }
 
     /// Every path that an operation names.

@@ -160,11 +160,7 @@ impl Primary {
     /// # Errors
     /// [`PrimaryError::Stopped`].
     pub async fn final_cut(&self, limit: Duration) -> Result<FinalCut, PrimaryError> {
-        let (reply, answer) = oneshot::channel();
-        self.events
-            .send(Event::FinalCut { limit, reply })
-            .map_err(|_| PrimaryError::Stopped)?;
-        answer.await.map_err(|_| PrimaryError::Stopped)
+        self.ask(|reply| Event::FinalCut { limit, reply }).await
     }
 
     /// Cuts at once. Waits until all shadows have everything that was written before, or `limit` is over; says
@@ -173,10 +169,16 @@ impl Primary {
     /// # Errors
     /// [`PrimaryError::Stopped`], also when nothing could be cut within the limit.
     pub async fn barrier(&self, limit: Duration) -> Result<FinalCut, PrimaryError> {
+        self.ask(|reply| Event::Barrier { limit, reply }).await
+    }
+
+    async fn ask(
+        &self,
+        event: impl FnOnce(oneshot::Sender<FinalCut>) -> Event,
+    ) -> Result<FinalCut, PrimaryError> {
         let (reply, answer) = oneshot::channel();
-        self.events
-            .send(Event::Barrier { limit, reply })
-            .map_err(|_| PrimaryError::Stopped)?;
+        let sent = self.events.send(event(reply));
+        sent.map_err(|_| PrimaryError::Stopped)?;
         answer.await.map_err(|_| PrimaryError::Stopped)
     }
 

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use raft::eraftpb::Entry;
-use understudy_common::id::HostId;
+use understudy_common::id::{Epoch, HostId, ServiceId};
 use understudy_common::units::{BasisPoints, BootTime};
 use understudy_common::wire::{Order, Refusal, Response};
 
@@ -99,10 +99,12 @@ impl Replica {
             return;
         }
         self.leases.handle_tick(now);
-        self.count_failures(now);
-        let Plan { proposals, held } = self
-            .with_facts(now, |facts| plan::plan(&self.state, facts))
+        let (Plan { proposals, held }, failing) = self
+            .with_facts(now, |facts| {
+                (plan::plan(&self.state, facts), plan::failing(&self.state, facts))
+            })
             .unwrap_or_default();
+        self.count_failures(failing);
         for Proposal { act, why } in proposals {
             match act {
                 Act::Commit(change) => {
@@ -156,10 +158,7 @@ impl Replica {
     }
 
     /// How often in a row each service did not start.
-    fn count_failures(&mut self, now: BootTime) {
-        let failing = self
-            .with_facts(now, |facts| plan::failing(&self.state, facts))
-            .unwrap_or_default();
+    fn count_failures(&mut self, failing: Vec<(ServiceId, Epoch)>) {
         let Some(leading) = &mut self.leading else { return };
         for (id, epoch) in failing {
             let (last, times) = leading.failed.entry(id).or_default();
@@ -190,7 +189,7 @@ impl Replica {
             return false;
         };
         if let Some((service, epoch)) = grant {
-            let before = understudy_common::id::Epoch(epoch.0.saturating_sub(1));
+            let before = Epoch(epoch.0.saturating_sub(1));
             self.leases.succeed(service, before);
         }
         if let (Some(service), Some(leading)) = (service, &mut self.leading) {

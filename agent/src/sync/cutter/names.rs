@@ -15,10 +15,12 @@ use crate::sync::scan::ScanSource;
 use crate::sync::tracker::{InodeKey, PageSet, TrackError};
 
 impl Cutter {
-    /// Brings the manifest's names and attributes up to date at `paths`.
-    pub(super) fn names(&mut self, paths: &BTreeSet<RelPath>) -> io::Result<()> {
+    /// Brings the manifest's names and attributes up to date at `paths` and at those that an event `named`. A
+    /// directory among the latter is looked through: it may be another one of the same inode number, and what
+    /// went with the one before is in no event that could still be resolved.
+    pub(super) fn names(&mut self, paths: &BTreeSet<RelPath>, named: &BTreeSet<RelPath>) -> io::Result<()> {
         let mut seen: BTreeMap<RelPath, Option<Seen>> = BTreeMap::new();
-        let mut todo: Vec<RelPath> = paths.iter().cloned().collect();
+        let mut todo: Vec<RelPath> = paths.union(named).cloned().collect();
         while let Some(path) = todo.pop() {
             if seen.contains_key(&path) {
                 continue;
@@ -32,15 +34,16 @@ impl Cutter {
             for key in known.into_iter().chain(now.as_ref().map(|now| now.key)) {
                 todo.extend(self.paths.get(&key).into_iter().flatten().cloned());
             }
-            if !self.stays(&path, now.as_ref()) {
+            let is_dir = matches!(
+                &now,
+                Some(Seen {
+                    entry: Some(Entry { body: Body::Dir, .. }),
+                    ..
+                })
+            );
+            if !self.stays(&path, now.as_ref()) || (is_dir && named.contains(&path)) {
                 todo.extend(self.work.below(&path).cloned());
-                if matches!(
-                    &now,
-                    Some(Seen {
-                        entry: Some(Entry { body: Body::Dir, .. }),
-                        ..
-                    })
-                ) {
+                if is_dir {
                     let mut below = Vec::new();
                     self.roots.walk(&path, &mut below);
                     todo.extend(below);

@@ -26,7 +26,10 @@
 //!   well and carried, like R2, so that a slow disk makes no generation wait.
 //! - **tail(R1)**: the pages of R1 from the page that holds the file's end (`size / PAGE`, the size
 //!   being the one `fstat` gave just before the live read). A write marks its pages before it moves
-//!   the end of the file; a live read in between comes back short.
+//!   the end of the file; a live read in between comes back short. A file that was found in the same
+//!   look counts as one of R1: it may have been marked before it was watched.
+//! - Pages of a file that is under none of its names when it is to be read stay carried until it is
+//!   found again or its names are gone.
 //! - A mark found by `pending` after R2 was swapped and before the thaw discards the cut (in-flight
 //!   direct I/O): thaw, carry, try again.
 //! - Ranges may reach past the end of the file, up to `PageSet::END`: clip them to the size, and skip

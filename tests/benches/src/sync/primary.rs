@@ -19,14 +19,13 @@ use super::{EPOCH, NAME, PRIMARY, SERVICE, SHADOW, Side};
 /// The slowest disk takes its first copy within this.
 const SETTLE_MAX: Duration = Duration::from_secs(3_600);
 const CHANGE_MAX: Duration = Duration::from_secs(120);
-/// Beside the files that there are.
-const FILES_MORE: u32 = 1_024;
-const FILES_MAX: u32 = 65_536 * 4;
+/// More than any bench makes.
+const FILES_MAX: u32 = 1 << 18;
 
 pub(super) async fn run(side: &Side, shadow: SocketAddr) -> Result<()> {
     let endpoint = Endpoint::bind(side.listen, &side.credentials(PRIMARY)?)?;
     let limits = TrackerLimits {
-        files_max: FILES_MAX + FILES_MORE,
+        files_max: FILES_MAX,
         ..TrackerLimits::default()
     };
     let source = KernelTracker::open(std::slice::from_ref(&side.data), limits)?;
