@@ -1,7 +1,8 @@
 //! The hashes of a file's blocks, in shared pieces.
 //!
 //! Invariants: a copy shares its pieces until one of them changes; copying, comparing and digesting cost a
-//! pointer for each piece, and more only where two differ. All pieces but the last are full.
+//! pointer for each group of pieces, and more only where two differ. All pieces but the last are full, and all
+//! full groups of pieces are groups, so that equal hashes are always divided in the same way.
 
 use std::fmt;
 use std::ops::Range;
@@ -16,11 +17,15 @@ use super::{BlockHash, Digest, NO_HASH};
 
 /// Blocks in a piece: 4 MiB of a file.
 const PIECE: usize = 1024;
+/// Pieces in a group: 256 MiB of a file.
+const GROUP: usize = 64;
 
 /// One hash for each block of a file.
 #[derive(Clone, Default)]
 pub struct Blocks {
-    pieces: Vec<Arc<Piece>>,
+    groups: Vec<Arc<Group>>,
+    /// What follows the groups: fewer pieces than a group has.
+    rest: Vec<Arc<Piece>>,
     len: usize,
 }
 
@@ -28,6 +33,12 @@ pub struct Blocks {
 struct Piece {
     hashes: Vec<BlockHash>,
     /// Of the hashes as they are; made when it is asked for.
+    sum: OnceLock<Sum>,
+}
+
+struct Group {
+    /// [`GROUP`] full ones.
+    pieces: Vec<Arc<Piece>>,
     sum: OnceLock<Sum>,
 }
 
@@ -41,15 +52,12 @@ struct Sum {
 impl Clone for Piece {
     /// To be changed: the sum is not that of what it becomes.
     fn clone(&self) -> Self {
-        Self {
-            hashes: self.hashes.clone(),
-            sum: OnceLock::new(),
-        }
+        Self::of(self.hashes.clone())
     }
 }
 
 impl Piece {
-    fn of(hashes: Vec<BlockHash>) -> Self {
+    const fn of(hashes: Vec<BlockHash>) -> Self {
         Self {
             hashes,
             sum: OnceLock::new(),
@@ -64,10 +72,43 @@ impl Piece {
     }
 }
 
+impl Clone for Group {
+    /// To be changed: the sum is not that of what it becomes.
+    fn clone(&self) -> Self {
+        Self::of(self.pieces.clone())
+    }
+}
+
+impl Group {
+    const fn of(pieces: Vec<Arc<Piece>>) -> Self {
+        Self {
+            pieces,
+            sum: OnceLock::new(),
+        }
+    }
+
+    fn sum(&self) -> &Sum {
+        self.sum.get_or_init(|| {
+            let mut hasher = blake3::Hasher::new();
+            let mut unknown = false;
+            for piece in &self.pieces {
+                let sum = piece.sum();
+                hasher.update(&sum.digest);
+                unknown |= sum.unknown;
+            }
+            Sum {
+                digest: *hasher.finalize().as_bytes(),
+                unknown,
+            }
+        })
+    }
+}
+
 impl Blocks {
     pub const fn new() -> Self {
         Self {
-            pieces: Vec::new(),
+            groups: Vec::new(),
+            rest: Vec::new(),
             len: 0,
         }
     }
@@ -80,12 +121,24 @@ impl Blocks {
         self.len == 0
     }
 
+    fn piece(&self, number: usize) -> Option<&Arc<Piece>> {
+        match self.groups.get(number / GROUP) {
+            Some(group) => group.pieces.get(number % GROUP),
+            None => self.rest.get(number - self.groups.len() * GROUP),
+        }
+    }
+
+    fn pieces(&self) -> impl Iterator<Item = &Arc<Piece>> {
+        let grouped = self.groups.iter().flat_map(|group| &group.pieces);
+        grouped.chain(&self.rest)
+    }
+
     pub fn get(&self, at: usize) -> Option<BlockHash> {
-        self.pieces.get(at / PIECE)?.hashes.get(at % PIECE).copied()
+        self.piece(at / PIECE)?.hashes.get(at % PIECE).copied()
     }
 
     pub fn iter(&self) -> impl Iterator<Item = BlockHash> + '_ {
-        self.pieces.iter().flat_map(|piece| piece.hashes.iter().copied())
+        self.pieces().flat_map(|piece| piece.hashes.iter().copied())
     }
 
     /// Sets the hash of a block that there is; true when it was another. A block that there is not stays so.
@@ -99,40 +152,81 @@ impl Blocks {
 
     /// A piece of this copy alone, with no sum.
     fn change(&mut self, number: usize) -> &mut Piece {
-        let piece = Arc::make_mut(&mut self.pieces[number]);
+        let grouped = self.groups.len() * GROUP;
+        let piece = match self.groups.get_mut(number / GROUP) {
+            Some(group) => {
+                let group = Arc::make_mut(group);
+                group.sum = OnceLock::new();
+                &mut group.pieces[number % GROUP]
+            }
+            None => &mut self.rest[number - grouped],
+        };
+        let piece = Arc::make_mut(piece);
         piece.sum = OnceLock::new();
         piece
     }
 
     fn push(&mut self, hash: BlockHash) {
         if self.len.is_multiple_of(PIECE) {
-            self.pieces.push(Arc::default());
+            self.rest.push(Arc::default());
         }
         self.change(self.len / PIECE).hashes.push(hash);
         self.len += 1;
+        self.group_full();
     }
 
-    /// Drops blocks at the end, or adds some with this hash. Whole pieces that are added are one piece.
+    /// Makes groups of full pieces.
+    fn group_full(&mut self) {
+        let full = self.len / PIECE - self.groups.len() * GROUP;
+        for _ in 0..full / GROUP {
+            let pieces = self.rest.drain(..GROUP).collect();
+            self.groups.push(Arc::new(Group::of(pieces)));
+        }
+    }
+
+    /// Drops blocks at the end, or adds some with this hash. Whole groups and pieces that are added are one.
     pub fn resize(&mut self, len: usize, hash: BlockHash) {
         if len < self.len {
-            self.pieces.truncate(len.div_ceil(PIECE));
-            if !len.is_multiple_of(PIECE) {
-                self.change(len / PIECE).hashes.truncate(len % PIECE);
-            }
-            self.len = len;
+            self.shorten(len);
             return;
         }
         while self.len < len && !self.len.is_multiple_of(PIECE) {
             self.push(hash);
         }
-        let whole = (len - self.len) / PIECE;
-        if whole > 0 {
-            let piece = Arc::new(Piece::of(vec![hash; PIECE]));
-            self.pieces.extend(std::iter::repeat_n(piece, whole));
-            self.len += whole * PIECE;
+        let piece = |count: usize| std::iter::repeat_n(Arc::new(Piece::of(vec![hash; PIECE])), count);
+        let to_group = (GROUP - self.rest.len()).min((len - self.len) / PIECE);
+        if to_group > 0 {
+            self.rest.extend(piece(to_group));
+            self.len += to_group * PIECE;
+            self.group_full();
+        }
+        let groups = (len - self.len) / (PIECE * GROUP);
+        if groups > 0 {
+            let group = Arc::new(Group::of(piece(GROUP).collect()));
+            self.groups.extend(std::iter::repeat_n(group, groups));
+            self.len += groups * PIECE * GROUP;
+        }
+        let pieces = (len - self.len) / PIECE;
+        if pieces > 0 {
+            self.rest.extend(piece(pieces));
+            self.len += pieces * PIECE;
         }
         while self.len < len {
             self.push(hash);
+        }
+    }
+
+    fn shorten(&mut self, len: usize) {
+        let groups = len / (PIECE * GROUP);
+        if groups < self.groups.len() {
+            self.rest.clear();
+            self.rest.extend_from_slice(&self.groups[groups].pieces);
+            self.groups.truncate(groups);
+        }
+        self.rest.truncate(len.div_ceil(PIECE) - groups * GROUP);
+        self.len = len;
+        if !len.is_multiple_of(PIECE) {
+            self.change(len / PIECE).hashes.truncate(len % PIECE);
         }
     }
 
@@ -143,7 +237,11 @@ impl Blocks {
 
     /// Blocks of which the content is not known.
     pub fn unknown(&self) -> impl Iterator<Item = usize> + '_ {
-        let pieces = self.pieces.iter().enumerate();
+        let grouped = self.groups.iter().enumerate();
+        let grouped = grouped
+            .filter(|(_, group)| group.sum().unknown)
+            .flat_map(|(number, group)| (number * GROUP..).zip(&group.pieces));
+        let pieces = grouped.chain((self.groups.len() * GROUP..).zip(&self.rest));
         pieces
             .filter(|(_, piece)| piece.sum().unknown)
             .flat_map(|(number, piece)| {
@@ -157,29 +255,48 @@ impl Blocks {
     /// Runs of blocks, in order, of which the hashes are not those of `other`, or that it does not have.
     pub fn differences(&self, other: &Self) -> Vec<Range<usize>> {
         let mut runs: Vec<Range<usize>> = Vec::new();
-        for (number, piece) in self.pieces.iter().enumerate() {
-            let theirs = other.pieces.get(number);
-            if theirs.is_some_and(|theirs| Arc::ptr_eq(piece, theirs)) {
+        for (number, group) in self.groups.iter().enumerate() {
+            if other
+                .groups
+                .get(number)
+                .is_some_and(|theirs| Arc::ptr_eq(group, theirs))
+            {
                 continue;
             }
-            for (at, hash) in piece.hashes.iter().enumerate() {
-                if theirs.and_then(|theirs| theirs.hashes.get(at)) == Some(hash) {
-                    continue;
-                }
-                let at = number * PIECE + at;
-                match runs.last_mut().filter(|run| run.end == at) {
-                    Some(run) => run.end += 1,
-                    None => runs.push(at..at + 1),
-                }
+            for (at, piece) in (number * GROUP..).zip(&group.pieces) {
+                piece_differences(at, piece, other, &mut runs);
             }
+        }
+        for (at, piece) in (self.groups.len() * GROUP..).zip(&self.rest) {
+            piece_differences(at, piece, other, &mut runs);
         }
         runs
     }
 
-    /// Adds the digest of each piece of [`PIECE`] hashes.
+    /// Adds the digest of each group and of each piece after them.
     pub fn digest_into(&self, hasher: &mut blake3::Hasher) {
-        for piece in &self.pieces {
+        for group in &self.groups {
+            hasher.update(&group.sum().digest);
+        }
+        for piece in &self.rest {
             hasher.update(&piece.sum().digest);
+        }
+    }
+}
+
+fn piece_differences(number: usize, piece: &Arc<Piece>, other: &Blocks, runs: &mut Vec<Range<usize>>) {
+    let theirs = other.piece(number);
+    if theirs.is_some_and(|theirs| Arc::ptr_eq(piece, theirs)) {
+        return;
+    }
+    for (at, hash) in piece.hashes.iter().enumerate() {
+        if theirs.and_then(|theirs| theirs.hashes.get(at)) == Some(hash) {
+            continue;
+        }
+        let at = number * PIECE + at;
+        match runs.last_mut().filter(|run| run.end == at) {
+            Some(run) => run.end += 1,
+            None => runs.push(at..at + 1),
         }
     }
 }
@@ -200,8 +317,13 @@ impl FromIterator<BlockHash> for Blocks {
 
 impl PartialEq for Blocks {
     fn eq(&self, other: &Self) -> bool {
-        let mut pieces = self.pieces.iter().zip(&other.pieces);
-        self.len == other.len && pieces.all(|(a, b)| Arc::ptr_eq(a, b) || a.hashes == b.hashes)
+        let same = |a: &Arc<Piece>, b: &Arc<Piece>| Arc::ptr_eq(a, b) || a.hashes == b.hashes;
+        let mut groups = self.groups.iter().zip(&other.groups);
+        // As many blocks are divided in the same way.
+        self.len == other.len
+            && groups
+                .all(|(a, b)| Arc::ptr_eq(a, b) || a.pieces.iter().zip(&b.pieces).all(|(a, b)| same(a, b)))
+            && self.rest.iter().zip(&other.rest).all(|(a, b)| same(a, b))
     }
 }
 
@@ -261,6 +383,7 @@ mod tests {
         let step = prop_oneof![
             4 => (any::<prop::sample::Index>(), 0..4_u8).prop_map(|(at, n)| Step::Set(at, n)),
             3 => (0..3 * PIECE, 0..4_u8).prop_map(|(len, n)| Step::Resize(len, n)),
+            1 => (0..3 * GROUP * PIECE, 0..4_u8).prop_map(|(len, n)| Step::Resize(len, n)),
             1 => proptest::collection::vec(0..4_u8, 0..9).prop_map(Step::Extend),
         ];
         proptest::collection::vec(step, 0..12)
@@ -327,10 +450,15 @@ mod tests {
     }
 
     #[test]
-    fn a_long_hole_is_one_piece() {
+    fn a_long_hole_is_one_group() {
         let mut blocks = Blocks::new();
-        blocks.resize(100 * PIECE, hash(7));
-        assert!(blocks.pieces.windows(2).all(|two| Arc::ptr_eq(&two[0], &two[1])));
+        blocks.resize((3 * GROUP + 9) * PIECE, hash(7));
+        assert!(
+            blocks.groups[1..]
+                .windows(2)
+                .all(|two| Arc::ptr_eq(&two[0], &two[1]))
+        );
+        assert!(blocks.rest.windows(2).all(|two| Arc::ptr_eq(&two[0], &two[1])));
         blocks.set(PIECE, hash(8));
         assert_eq!(blocks.get(0), Some(hash(7)));
         assert_eq!(blocks.differences(&blocks.clone()), []);

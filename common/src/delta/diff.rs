@@ -50,7 +50,7 @@ pub fn diff(
 ) -> Vec<Change> {
     let paths: BTreeSet<&RelPath> = match only {
         Some(only) => only.iter().collect(),
-        None => before.iter().chain(after.iter()).map(|(path, _)| path).collect(),
+        None => after.differences(before).into_iter().collect(),
     };
     let renames = renames(before, after, origin, &paths);
     let sources: BTreeSet<&RelPath> = renames.values().copied().collect();

@@ -155,13 +155,11 @@ impl super::Manifest {
                     },
                 ) => have.extend(blocks.iter()),
                 (_, entry) => {
-                    self.insert(path, entry);
+                    self.insert(path.clone(), entry);
                 }
             }
-        }
-        // A count of hashes that does not fit the length would break the arithmetic of `resize`.
-        for (path, entry) in self.iter() {
-            if let Body::File { len, blocks } = &entry.body
+            // A count of hashes that does not fit the length would break the arithmetic of `resize`.
+            if let Some(Body::File { len, blocks }) = self.get(&path).map(|entry| &entry.body)
                 && blocks.len() as u64 > len.div_ceil(super::BLOCK)
             {
                 return Err(super::PathError {

@@ -1,7 +1,8 @@
 //! What a generation consists of, and the operations that lead from one to the next.
 
-use std::collections::BTreeMap;
+use std::collections::HashSet;
 
+use super::entries::Entries;
 use super::{BLOCK, BlockHash, Blocks, NO_HASH, PathError, RelPath, block_hash, block_hashes};
 
 /// Longest file; bounds the memory that one `Truncate` may take.
@@ -50,6 +51,33 @@ impl Body {
 pub struct Entry {
     pub meta: Meta,
     pub body: Body,
+}
+
+impl Entry {
+    pub(super) fn digest_into(&self, path: &RelPath, hasher: &mut blake3::Hasher) {
+        let Self { meta, body } = self;
+        hasher.update(&(path.as_bytes().len() as u64).to_le_bytes());
+        hasher.update(path.as_bytes());
+        hasher.update(&meta.mode.to_le_bytes());
+        hasher.update(&meta.uid.to_le_bytes());
+        hasher.update(&meta.gid.to_le_bytes());
+        hasher.update(&meta.mtime_ns.to_le_bytes());
+        match body {
+            Body::Dir => {
+                hasher.update(&[1]);
+            }
+            Body::File { len, blocks } => {
+                hasher.update(&[2]);
+                hasher.update(&len.to_le_bytes());
+                blocks.digest_into(hasher);
+            }
+            Body::Symlink { target } => {
+                hasher.update(&[3]);
+                hasher.update(&(target.len() as u64).to_le_bytes());
+                hasher.update(target);
+            }
+        }
+    }
 }
 
 /// One step. Paths are checked when it is applied.
@@ -106,10 +134,10 @@ pub enum OpError {
 /// What [`Manifest::apply`] took in.
 pub type Applied = Result<(), OpError>;
 
-/// Every name of a service's paths, with what it holds.
+/// Every name of a service's paths, with what it holds. A copy costs little and shares what does not change.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Manifest {
-    entries: BTreeMap<RelPath, Entry>,
+    entries: Entries,
 }
 
 impl Manifest {
@@ -134,15 +162,19 @@ impl Manifest {
     }
 
     /// Everything below a directory, without it.
-    pub fn below<'a>(&'a self, dir: &'a RelPath) -> impl Iterator<Item = &'a RelPath> {
+    pub fn below<'a>(&'a self, dir: &RelPath) -> impl Iterator<Item = &'a RelPath> + use<'a> {
         let mut first = dir.as_bytes().to_vec();
         first.push(b'/');
         let prefix = first.clone();
         self.entries
-            .range::<RelPath, _>(dir..)
-            .map(|(path, _)| path)
+            .from(dir)
             .skip_while(move |path| path.as_bytes() < &first[..])
             .take_while(move |path| path.as_bytes().starts_with(&prefix))
+    }
+
+    /// Paths, not in order, that only one of the two has, or of which the entries differ.
+    pub fn differences<'a>(&'a self, other: &'a Self) -> HashSet<&'a RelPath> {
+        self.entries.differences(&other.entries)
     }
 
     pub fn len(&self) -> usize {
@@ -150,45 +182,21 @@ impl Manifest {
     }
 
     pub fn is_empty(&self) -> bool {
-        self.entries.is_empty()
+        self.entries.len() == 0
     }
 
     /// Bytes of all files.
     pub fn bytes(&self) -> u64 {
-        self.entries
-            .values()
-            .map(|entry| match entry.body {
-                Body::File { len, .. } => len,
-                Body::Dir | Body::Symlink { .. } => 0,
-            })
-            .sum()
+        let lengths = self.iter().map(|(_, entry)| match entry.body {
+            Body::File { len, .. } => len,
+            Body::Dir | Body::Symlink { .. } => 0,
+        });
+        lengths.sum()
     }
 
     pub fn digest(&self) -> Digest {
         let mut hasher = blake3::Hasher::new();
-        for (path, Entry { meta, body }) in &self.entries {
-            hasher.update(&(path.as_bytes().len() as u64).to_le_bytes());
-            hasher.update(path.as_bytes());
-            hasher.update(&meta.mode.to_le_bytes());
-            hasher.update(&meta.uid.to_le_bytes());
-            hasher.update(&meta.gid.to_le_bytes());
-            hasher.update(&meta.mtime_ns.to_le_bytes());
-            match body {
-                Body::Dir => {
-                    hasher.update(&[1]);
-                }
-                Body::File { len, blocks } => {
-                    hasher.update(&[2]);
-                    hasher.update(&len.to_le_bytes());
-                    blocks.digest_into(&mut hasher);
-                }
-                Body::Symlink { target } => {
-                    hasher.update(&[3]);
-                    hasher.update(&(target.len() as u64).to_le_bytes());
-                    hasher.update(target);
-                }
-            }
-        }
+        self.entries.digest_into(&mut hasher);
         *hasher.finalize().as_bytes()
     }
 
@@ -286,7 +294,7 @@ impl Manifest {
 
     fn free(&self, path: &RelPath) -> Applied {
         path.check()?;
-        if self.entries.contains_key(path) {
+        if self.entries.get(path).is_some() {
             return Err(OpError::Exists(path.clone()));
         }
         if self.entries.len() >= ENTRIES_MAX {

@@ -5,6 +5,7 @@
 
 mod blocks;
 mod diff;
+mod entries;
 mod frame;
 mod manifest;
 mod path;

@@ -2,16 +2,23 @@
 //!
 //! Invariant: a checked path stays below its root: no `..`, no empty part, no NUL.
 
-use core::fmt;
+use std::fmt;
+use std::sync::Arc;
+
+use rkyv::Place;
+use rkyv::rancor::Fallible;
+use rkyv::ser::{Allocator, Writer};
+use rkyv::vec::{ArchivedVec, VecResolver};
 
 /// Most roots of one service.
 pub const ROOTS_MAX: usize = 64;
 const NAME_MAX: usize = 255;
 const PATH_MAX: usize = 4095;
 
-/// Number of the root, then names, separated by `/`. A path sorts before everything below it.
-#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, rkyv::Archive, rkyv::Serialize, rkyv::Deserialize)]
-pub struct RelPath(Vec<u8>);
+/// Number of the root, then names, separated by `/`. A path sorts before everything below it. Copies share the
+/// bytes.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct RelPath(Arc<[u8]>);
 
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("`{path}` is not a path below a service's root: {why}")]
@@ -23,13 +30,13 @@ pub struct PathError {
 impl RelPath {
     /// The root itself.
     pub fn root(number: usize) -> Self {
-        Self(number.to_string().into_bytes())
+        Self(number.to_string().into_bytes().into())
     }
 
     /// # Errors
     /// When the bytes leave the root or are over the limits.
     pub fn new(bytes: Vec<u8>) -> Result<Self, PathError> {
-        let path = Self(bytes);
+        let path = Self(bytes.into());
         path.check()?;
         Ok(path)
     }
@@ -37,7 +44,7 @@ impl RelPath {
     /// # Errors
     /// When `name` is not a plain name or the path becomes too long.
     pub fn join(&self, name: &[u8]) -> Result<Self, PathError> {
-        let mut bytes = self.0.clone();
+        let mut bytes = self.0.to_vec();
         bytes.push(b'/');
         bytes.extend_from_slice(name);
         Self::new(bytes)
@@ -97,7 +104,7 @@ impl RelPath {
     /// `None` for a root.
     pub fn parent(&self) -> Option<Self> {
         let cut = self.0.iter().rposition(|&byte| byte == b'/')?;
-        Some(Self(self.0[..cut].to_vec()))
+        Some(Self(self.0[..cut].into()))
     }
 
     /// Whether this lies below `dir` (a path does not lie below itself).
@@ -107,6 +114,28 @@ impl RelPath {
 
     pub fn as_bytes(&self) -> &[u8] {
         &self.0
+    }
+}
+
+// On the wire it is a plain list of bytes.
+impl rkyv::Archive for RelPath {
+    type Archived = ArchivedVec<u8>;
+    type Resolver = VecResolver;
+
+    fn resolve(&self, resolver: VecResolver, out: Place<Self::Archived>) {
+        ArchivedVec::resolve_from_len(self.0.len(), resolver, out);
+    }
+}
+
+impl<S: Fallible + Allocator + Writer + ?Sized> rkyv::Serialize<S> for RelPath {
+    fn serialize(&self, serializer: &mut S) -> Result<VecResolver, S::Error> {
+        ArchivedVec::serialize_from_slice(&self.0, serializer)
+    }
+}
+
+impl<D: Fallible + ?Sized> rkyv::Deserialize<RelPath, D> for ArchivedVec<u8> {
+    fn deserialize(&self, _: &mut D) -> Result<RelPath, D::Error> {
+        Ok(RelPath(self.as_slice().into()))
     }
 }
 
