@@ -27,7 +27,10 @@ use super::roots::{Roots, read_range};
 
 const METAS_PER_RECORD: usize = 4096;
 
-/// Records of an undo file: one head, then metas and inverse operations.
+/// Attributes that a generation leaves.
+pub type Metas = BTreeMap<RelPath, Meta>;
+
+/// Records of an undo file: one head, then metas, then inverse operations.
 #[derive(Debug, rkyv::Archive, rkyv::Serialize, rkyv::Deserialize)]
 pub enum Undo {
     Head {
@@ -87,86 +90,114 @@ pub fn read_redo(
     seal.ok_or_else(|| garbled(path, "the seal is missing"))
 }
 
-/// Writes the pre-images. The files must still be as in `before`.
-pub fn prepare(
-    files: &Files,
-    roots: &Roots,
-    before: &Manifest,
-    after: &Manifest,
-    head: Undo,
-) -> io::Result<()> {
-    let placement = place(&files.redo)?;
-    let mut out = Writer::create(files.undo.with_extension("undo-part"))?;
-    out.append(&wire::encode(&head))?;
-    let metas: Vec<(RelPath, Meta)> = with_parents(placement.touched())
-        .into_iter()
-        .filter_map(|path| Some((after.get(&path)?.meta, path)))
-        .map(|(meta, path)| (path, meta))
-        .collect();
-    for part in metas.chunks(METAS_PER_RECORD) {
-        out.append(&wire::encode(&Undo::Metas(part.to_vec())))?;
-    }
-    let back = diff(
-        after,
-        before,
-        Some(placement.touched()),
-        &placement.origins_back(),
-    );
-    let mut batches = Batches::new(OPS_BYTES_TARGET);
-    for change in back {
-        if let Change::Blocks { path, .. } = &change {
-            let (range, absolute) = (byte_range(before, &change), absolute(roots, path)?);
-            let end = read_range(&File::open(&absolute)?, range.clone(), |offset, bytes| {
-                batches.push(Op::Write {
-                    path: path.clone(),
-                    offset,
-                    bytes: bytes.to_vec(),
-                });
-            })?;
-            if end < range.end {
-                return Err(garbled(&absolute, "shorter than its sealed generation says"));
-            }
-        } else if let Some(op) = without_content(change) {
-            batches.push(op);
-        }
-        for ops in batches.full() {
-            out.append(&wire::encode(&Undo::Ops(ops)))?;
-        }
-    }
-    for ops in batches.rest() {
-        out.append(&wire::encode(&Undo::Ops(ops)))?;
-    }
-    out.commit(&files.undo)
+/// What a checkpoint works on.
+#[derive(Clone, Copy, Debug)]
+pub struct Step<'a> {
+    pub files: &'a Files,
+    pub roots: &'a Roots,
+    /// Of the operations in the redo file.
+    pub placement: &'a Placement,
 }
 
-/// Applies a redo file to the files. Pre-images must be there. May be run again after a crash.
-pub fn apply(files: &Files, roots: &Roots) -> io::Result<()> {
-    let placement = place(&files.redo)?;
-    let mut dirs = BTreeSet::new();
-    // Most generations only write into files: their replay needs no mark to tell what has left.
-    if placement.leaves() && !files.out.exists() {
-        names_leave(files, roots, &placement, &mut dirs)?;
+impl Step<'_> {
+    /// Writes the pre-images. The files must still be as in `before`. Returns the attributes to set.
+    pub fn prepare(self, before: &Manifest, after: &Manifest, head: &Undo) -> io::Result<Metas> {
+        let Self {
+            files,
+            roots,
+            placement,
+        } = self;
+        let mut out = Writer::create(files.undo.with_extension("undo-part"))?;
+        out.append(&wire::encode(head))?;
+        let metas: Vec<(RelPath, Meta)> = with_parents(placement.touched())
+            .into_iter()
+            .filter_map(|path| Some((after.get(&path)?.meta, path)))
+            .map(|(meta, path)| (path, meta))
+            .collect();
+        for part in metas.chunks(METAS_PER_RECORD) {
+            out.append(&wire::encode(&Undo::Metas(part.to_vec())))?;
+        }
+        let back = diff(
+            after,
+            before,
+            Some(placement.touched()),
+            &placement.origins_back(),
+        );
+        let mut batches = Batches::new(OPS_BYTES_TARGET);
+        for change in back {
+            if let Change::Blocks { path, .. } = &change {
+                let (range, absolute) = (byte_range(before, &change), absolute(roots, path)?);
+                let end = read_range(&File::open(&absolute)?, range.clone(), |offset, bytes| {
+                    batches.push(Op::Write {
+                        path: path.clone(),
+                        offset,
+                        bytes: bytes.to_vec(),
+                    });
+                })?;
+                if end < range.end {
+                    return Err(garbled(&absolute, "shorter than its sealed generation says"));
+                }
+            } else if let Some(op) = without_content(change) {
+                batches.push(op);
+            }
+            for ops in batches.full() {
+                out.append(&wire::encode(&Undo::Ops(ops)))?;
+            }
+        }
+        for ops in batches.rest() {
+            out.append(&wire::encode(&Undo::Ops(ops)))?;
+        }
+        out.commit(&files.undo)?;
+        Ok(metas.into_iter().collect())
+    }
+
+    /// Applies a redo file to the files. Pre-images must be there. May be run again after a crash.
+    pub fn apply(self, metas: &Metas) -> io::Result<()> {
+        let Self {
+            files,
+            roots,
+            placement,
+        } = self;
+        let mut dirs = BTreeSet::new();
+        // Most generations only write into files: their replay needs no mark to tell what has left.
+        if placement.leaves() && !files.out.exists() {
+            names_leave(files, roots, placement, &mut dirs)?;
+            sync_all(&dirs)?;
+            step("names left")?;
+            File::create(&files.out)?.sync_all()?;
+            sync_parent(&files.out)?;
+            step("out mark")?;
+        }
+        names_arrive(files, roots, placement, &mut dirs)?;
+        step("names arrived")?;
+        let mut synced: BTreeMap<PathBuf, File> = contents(files, roots, placement)?;
+        step("contents")?;
+        attributes(roots, metas)?;
+        step("attributes")?;
+        while let Some((_, file)) = synced.pop_first() {
+            file.sync_all()?;
+        }
         sync_all(&dirs)?;
-        step("names left")?;
-        File::create(&files.out)?.sync_all()?;
-        sync_parent(&files.out)?;
-        step("out mark")?;
+        step("synced")?;
+        fs::remove_file(&files.redo)?;
+        step("redo removed")?;
+        clean(files)?;
+        sync_parent(&files.redo)
     }
-    names_arrive(files, roots, &placement, &mut dirs)?;
-    step("names arrived")?;
-    let mut synced: BTreeMap<PathBuf, File> = contents(files, roots, &placement)?;
-    step("contents")?;
-    attributes(files, roots)?;
-    step("attributes")?;
-    while let Some((_, file)) = synced.pop_first() {
-        file.sync_all()?;
-    }
-    sync_all(&dirs)?;
-    step("synced")?;
-    fs::remove_file(&files.redo)?;
-    step("redo removed")?;
-    clean(files)?;
-    sync_parent(&files.redo)
+}
+
+/// The attributes to set that pre-images name.
+pub fn metas(undo: &Path) -> io::Result<Metas> {
+    let mut metas = Metas::new();
+    journal::read_while(undo, |record| match decode_undo(undo, record)? {
+        Undo::Head { .. } => Ok(true),
+        Undo::Metas(part) => {
+            metas.extend(part);
+            Ok(true)
+        }
+        Undo::Ops(_) => Ok(false),
+    })?;
+    Ok(metas)
 }
 
 /// Removes what only an unfinished checkpoint needs.
@@ -327,14 +358,7 @@ fn contents(files: &Files, roots: &Roots, placement: &Placement) -> io::Result<B
 /// Files kept open between a checkpoint's writes and their fsync.
 const OPEN_FILES_MAX: usize = 256;
 
-fn attributes(files: &Files, roots: &Roots) -> io::Result<()> {
-    let mut metas = BTreeMap::new();
-    journal::read(&files.undo, |record| {
-        if let Undo::Metas(part) = decode_undo(&files.undo, record)? {
-            metas.extend(part);
-        }
-        Ok(())
-    })?;
+fn attributes(roots: &Roots, metas: &Metas) -> io::Result<()> {
     // What lies in a directory comes before the directory: its mode may forbid the way in.
     for (path, meta) in metas.iter().rev() {
         set_attributes(&absolute(roots, path)?, *meta)?;
@@ -342,7 +366,7 @@ fn attributes(files: &Files, roots: &Roots) -> io::Result<()> {
     Ok(())
 }
 
-fn set_attributes(path: &Path, meta: Meta) -> io::Result<()> {
+pub fn set_attributes(path: &Path, meta: Meta) -> io::Result<()> {
     let is_symlink = fs::symlink_metadata(path)?.is_symlink();
     std::os::unix::fs::lchown(path, Some(meta.uid), Some(meta.gid))?;
     if !is_symlink {
@@ -366,13 +390,14 @@ pub fn decode_undo(path: &Path, record: &[u8]) -> io::Result<Undo> {
     wire::decode(record).map_err(|error| garbled(path, error))
 }
 
-fn absolute(roots: &Roots, path: &RelPath) -> io::Result<PathBuf> {
+pub fn absolute(roots: &Roots, path: &RelPath) -> io::Result<PathBuf> {
     roots
         .absolute(path)
         .ok_or_else(|| io::Error::other(format!("{path:?} names a root that this service does not have")))
 }
 
-fn with_parents(paths: &BTreeSet<RelPath>) -> BTreeSet<RelPath> {
+/// The paths and the directories that they are in.
+pub fn with_parents(paths: &BTreeSet<RelPath>) -> BTreeSet<RelPath> {
     paths
         .iter()
         .flat_map(|path| [Some(path.clone()), path.parent()])

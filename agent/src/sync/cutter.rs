@@ -7,7 +7,7 @@
 mod names;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
-use std::fs::{File, Metadata};
+use std::fs::File;
 use std::io;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -36,12 +36,17 @@ const DISCARDS_MAX: u32 = 3;
 const SKIPS_MAX: u32 = 8;
 /// Content that is kept from reading until it is sent; more is read again.
 const CONTENT_BYTES_MAX: usize = 64 << 20;
+/// Read in one cycle while the workload runs. What is left is read in the cycles that follow, before there is a
+/// cut, so that the engine hears what happens meanwhile.
+const LIVE_BYTES_MAX: u64 = CONTENT_BYTES_MAX as u64;
+/// After so many cycles that left no less than they found, the next one reads everything.
+const STALLS_MAX: u32 = 3;
 const FREEZES_KEPT: usize = 512;
 /// How long a cut waits for the disk to take what is dirty. What it has not taken by then is read
 /// inside the freeze as well.
 const REARM_MAX: Duration = Duration::from_millis(60);
 /// Files open at one time for that.
-const REARM_FILES_MAX: usize = 64;
+const REARM_FILES_MAX: usize = 256;
 
 /// What changed between two cuts.
 #[derive(Clone, Debug, Default)]
@@ -60,6 +65,7 @@ pub struct Cutter {
     /// Started with the first batch.
     rearmer: Option<Rearmer>,
     rearm_max: Duration,
+    live_max: u64,
     consistency: Consistency,
     freeze_max: Duration,
     work: Manifest,
@@ -68,6 +74,14 @@ pub struct Cutter {
     keys: HashMap<RelPath, InodeKey>,
     carried: DirtySet,
     delta: Delta,
+    /// Touched since the last cut or draft.
+    fresh: BTreeSet<RelPath>,
+    /// The last cycle left pages for the next one to read.
+    behind: bool,
+    /// Bytes that the last cycle found to read, if it was behind.
+    behind_bytes: u64,
+    /// Cycles that found no less to read than the one before, since the last cut.
+    stalls: u32,
     content: HashMap<(InodeKey, u64), Box<[u8]>>,
     discards: u32,
     skips: u32,
@@ -116,6 +130,7 @@ impl Cutter {
             freezer,
             rearmer: None,
             rearm_max: REARM_MAX,
+            live_max: LIVE_BYTES_MAX,
             consistency,
             freeze_max,
             work: Manifest::default(),
@@ -123,6 +138,10 @@ impl Cutter {
             keys: HashMap::new(),
             carried: DirtySet::default(),
             delta: Delta::default(),
+            fresh: BTreeSet::new(),
+            behind: false,
+            behind_bytes: u64::MAX,
+            stalls: 0,
             content: HashMap::new(),
             discards: 0,
             skips: 0,
@@ -138,6 +157,12 @@ impl Cutter {
         self.rearm_max = rearm_max;
     }
 
+    /// For tests with small files.
+    #[cfg(test)]
+    pub fn set_live_max(&mut self, live_max: u64) {
+        self.live_max = live_max;
+    }
+
     /// Watches every file, then takes over `known` for files whose size and times are as it says.
     /// Everything else is read in the next cycle.
     ///
@@ -148,7 +173,7 @@ impl Cutter {
         for number in 0..self.roots.paths().len() {
             self.roots.walk(&RelPath::root(number), &mut paths);
         }
-        self.names(&paths.into_iter().collect(), &BTreeSet::new())?;
+        self.names(&paths.into_iter().collect(), &BTreeSet::new(), &BTreeSet::new())?;
         // Nothing was marked yet that could have been lost.
         self.fell_back = false;
         let Some(known) = known else { return Ok(()) };
@@ -198,6 +223,21 @@ impl Cutter {
         &self.work
     }
 
+    /// Whether the last cycle left more to read, so that there is no cut yet.
+    pub const fn is_behind(&self) -> bool {
+        self.behind
+    }
+
+    /// What the manifest has become other than it was at the last cut or call.
+    pub fn take_fresh(&mut self) -> BTreeSet<RelPath> {
+        std::mem::take(&mut self.fresh)
+    }
+
+    fn touch(&mut self, path: RelPath) {
+        self.fresh.insert(path.clone());
+        self.delta.touched.insert(path);
+    }
+
     pub fn roots(&self) -> &Roots {
         &self.roots
     }
@@ -221,7 +261,15 @@ impl Cutter {
         }
         self.skips = 0;
         self.content.clear();
+        self.behind = false;
         let result = self.attempt(forced, stopped);
+        if !self.behind {
+            self.behind_bytes = u64::MAX;
+            self.stalls = 0;
+        }
+        if matches!(result, Ok(Some(_))) {
+            self.fresh.clear();
+        }
         self.figures.tracked = self.source.exact();
         if result.is_err() {
             self.carried.all_unknown = true;
@@ -254,6 +302,13 @@ impl Cutter {
                     tail.entry(key).or_default().union(&rest);
                 }
             })?;
+            if self.behind {
+                self.carried.merge(DirtySet {
+                    pages: tail,
+                    ..DirtySet::default()
+                });
+                return Ok(None);
+            }
             let small = self.figures.bytes_read - before < ROUND_BYTES_SMALL;
             if stopped || small || round >= ROUNDS_MAX || !self.source.exact() || !self.source.pending() {
                 break;
@@ -414,20 +469,17 @@ impl Cutter {
             unknown.extend(self.paths.keys().copied());
         }
         self.figures.unknown += unknown.len() as u64;
+        let of = |key: &InodeKey| self.paths.get(key).into_iter().flatten().cloned();
+        let marked: BTreeSet<RelPath> = pages.keys().flat_map(of).collect();
+        paths.extend(unknown.iter().flat_map(of));
+        paths.extend(dirty.touched.iter().flat_map(of));
         for key in unknown {
             pages.entry(key).or_default().insert(0..PageSet::END);
         }
         for key in dirty.touched {
             pages.entry(key).or_default();
         }
-        paths.extend(
-            pages
-                .keys()
-                .filter_map(|key| self.paths.get(key))
-                .flatten()
-                .cloned(),
-        );
-        self.names(&paths, &named)?;
+        self.names(&paths, &named, &marked)?;
         // New files and files of a new length were put there by `names`.
         let found = std::mem::take(&mut self.carried.pages);
         let found_now: BTreeSet<InodeKey> = found.keys().copied().collect();
@@ -446,6 +498,14 @@ impl Cutter {
         if look == Look::Frozen && bytes > FROZEN_BYTES_MAX && self.discards < DISCARDS_MAX {
             return Ok(Outcome::TooMuch(pages));
         }
+        if look == Look::Live && bytes > self.live_max {
+            self.stalls += u32::from(bytes >= self.behind_bytes);
+            self.behind_bytes = bytes;
+            // More is written than one cycle reads: then rather one that takes long.
+            if self.stalls < STALLS_MAX {
+                self.put_off(&mut pages);
+            }
+        }
         // So much would make the freeze long: then rather the disk is waited for.
         let deadline = (bytes <= FROZEN_BYTES_MAX / 2).then(|| Instant::now() + self.rearm_max);
         let mut todo = pages.iter();
@@ -454,9 +514,12 @@ impl Cutter {
             if batch.is_empty() {
                 return Ok(Outcome::Read(pages));
             }
-            let rearmed = look != Look::Live || self.rearm(&batch, deadline)?;
+            let (mut opened, rearmed) = match look {
+                Look::Live => self.rearm(&batch, deadline)?,
+                Look::Frozen | Look::Still => (HashMap::new(), true),
+            };
             for (&key, pages) in batch {
-                match self.read(key, pages)? {
+                match self.read(key, pages, opened.remove(&key))? {
                     Some(read) => {
                         if rearmed {
                             let end = pages.from_page(read.size / PAGE);
@@ -475,33 +538,70 @@ impl Cutter {
         }
     }
 
-    fn rearm(&mut self, batch: &[(&InodeKey, &PageSet)], deadline: Option<Instant>) -> io::Result<bool> {
-        if !self.source.exact() {
-            return Ok(true);
+    /// Carries what is more than one cycle reads.
+    fn put_off(&mut self, pages: &mut BTreeMap<InodeKey, PageSet>) {
+        let (mut room, mut cut) = (self.live_max, None);
+        'files: for (key, set) in &*pages {
+            for range in set.byte_ranges(self.len_now(*key)) {
+                let len = range.end - range.start;
+                if len > room {
+                    cut = Some((*key, (range.start + room) / PAGE));
+                    break 'files;
+                }
+                room -= len;
+            }
         }
-        let (mut files, mut all) = (Vec::with_capacity(batch.len()), true);
-        for (key, pages) in batch {
-            match self.open(**key)? {
-                Some((file, _)) => files.push((file, (*pages).clone())),
+        let Some((key, page)) = cut else { return };
+        let mut later = pages.split_off(&key);
+        if let Some(set) = later.get_mut(&key) {
+            let rest = set.from_page(page);
+            let now = set.before_page(page);
+            *set = rest;
+            if !now.is_empty() {
+                pages.insert(key, now);
+            }
+        }
+        self.carried.pages = later;
+        self.behind = true;
+    }
+
+    /// The files of a batch that were found, and whether all were rearmed.
+    fn rearm(
+        &mut self,
+        batch: &[(&InodeKey, &PageSet)],
+        deadline: Option<Instant>,
+    ) -> io::Result<(HashMap<InodeKey, Arc<File>>, bool)> {
+        let (mut files, mut all) = (HashMap::with_capacity(batch.len()), true);
+        if !self.source.exact() {
+            return Ok((files, true));
+        }
+        let mut todo = Vec::with_capacity(batch.len());
+        for &(&key, pages) in batch {
+            match self.open(key)? {
+                Some(file) => {
+                    let file = Arc::new(file);
+                    todo.push((Arc::clone(&file), pages.clone()));
+                    files.insert(key, file);
+                }
                 // Its name may be back before it is read.
-                None => all &= !self.paths.contains_key(key),
+                None => all &= !self.paths.contains_key(&key),
             }
         }
         let rearmer = match &mut self.rearmer {
             Some(rearmer) => rearmer,
             none => none.insert(Rearmer::start()?),
         };
-        Ok(rearmer.rearm(files, deadline)? && all)
+        Ok((files, rearmer.rearm(todo, deadline)? && all))
     }
 
     /// The file behind a key; none when it is under none of its names, since a name event is on the way
     /// then.
-    fn open(&self, key: InodeKey) -> io::Result<Option<(File, Metadata)>> {
+    fn open(&self, key: InodeKey) -> io::Result<Option<File>> {
         for path in self.paths.get(&key).into_iter().flatten() {
             if let Some(absolute) = self.roots.absolute(path)
-                && let Some(found) = open_file(&absolute, key)?
+                && let Some(file) = open_file(&absolute, key)?
             {
-                return Ok(Some(found));
+                return Ok(Some(file));
             }
         }
         Ok(None)
@@ -516,12 +616,21 @@ impl Cutter {
             .map_or(0, |meta| meta.len())
     }
 
-    /// Reads pages of a file; none when it is under none of its names.
-    fn read(&mut self, key: InodeKey, pages: &PageSet) -> io::Result<Option<Read>> {
-        let Some((file, meta)) = self.open(key)? else {
-            return Ok(None);
+    /// Reads pages of a file, which may be open already; none when it is under none of its names.
+    fn read(
+        &mut self,
+        key: InodeKey,
+        pages: &PageSet,
+        opened: Option<Arc<File>>,
+    ) -> io::Result<Option<Read>> {
+        let file = match opened {
+            Some(file) => file,
+            None => match self.open(key)? {
+                Some(file) => Arc::new(file),
+                None => return Ok(None),
+            },
         };
-        let size = meta.len();
+        let size = file.metadata()?.len();
         let names = self.paths.get(&key).cloned().unwrap_or_default();
         let Some(path) = names.first() else {
             return Ok(None);
@@ -572,7 +681,7 @@ impl Cutter {
         }
         self.figures.bytes_read += bytes_read;
         if changed {
-            self.delta.touched.insert(path.clone());
+            self.touch(path.clone());
         }
         self.same_content(&names);
         done?;
@@ -593,7 +702,7 @@ impl Cutter {
                 && entry.body != body
             {
                 entry.body = body.clone();
-                self.delta.touched.insert(path.clone());
+                self.touch(path.clone());
             }
         }
     }

@@ -31,6 +31,8 @@ const FINAL_TRIES_MAX: u32 = 5;
 const BARRIERS_MAX: usize = 64;
 /// While something waits to be shipped.
 const SHIP_PAUSE: Duration = Duration::from_millis(5);
+/// Pauses that a cycle waits for a shadow to take what the one before read.
+const HOLD_UPS_MAX: u32 = 100;
 /// Cuts of which the time is remembered for the lag.
 const CUT_TIMES_MAX: usize = 256;
 
@@ -80,6 +82,8 @@ pub struct Engine {
     waiting: Option<(Instant, oneshot::Sender<FinalCut>)>,
     /// At most [`BARRIERS_MAX`].
     barriers: Vec<Barrier>,
+    /// Pauses in a row that a cycle waited for.
+    held_up: u32,
 }
 
 struct Barrier {
@@ -134,6 +138,7 @@ impl Engine {
             finished: false,
             waiting: None,
             barriers: Vec::new(),
+            held_up: 0,
         })
     }
 
@@ -191,6 +196,15 @@ impl Engine {
             return INTERVAL_MAX;
         }
         let begun = Instant::now();
+        // What would be read now could not be sent before it is read again.
+        if self.cutter.is_behind()
+            && self.held_up < HOLD_UPS_MAX
+            && self.shippers.values().any(Shipper::holds_up_drafts)
+        {
+            self.held_up += 1;
+            return SHIP_PAUSE;
+        }
+        self.held_up = 0;
         let wanted = self.barriers.iter().any(|barrier| barrier.cut.is_none());
         let cut = self.make_cut(self.cut.is_none() || wanted, false);
         let pause = begun.elapsed() * (CYCLE_SHARE - 1);
@@ -199,6 +213,8 @@ impl Engine {
                 self.failure = None;
                 pause.clamp(INTERVAL_MIN, INTERVAL_MAX)
             }
+            // There is much to be read and nothing to lose: half of the time is its.
+            Ok(false) if self.cutter.is_behind() => begun.elapsed().min(INTERVAL_MIN),
             Ok(false) => pause.clamp(INTERVAL_MIN * 2, INTERVAL_MAX),
             Err(error) => {
                 let why = super::chain(&error);
@@ -212,13 +228,13 @@ impl Engine {
 
     fn make_cut(&mut self, forced: bool, stopped: bool) -> io::Result<bool> {
         let Some(delta) = self.cutter.cycle(forced, stopped)? else {
+            if self.cutter.is_behind() {
+                self.draft();
+            }
             return Ok(false);
         };
         let previous = self.cut.as_ref().map(|cut| cut.generation);
-        let generation = GenerationId {
-            epoch: self.settings.epoch,
-            n: previous.map_or(0, |previous| previous.n).max(self.numbers_taken) + 1,
-        };
+        let generation = self.next_generation();
         let manifest = self.cutter.manifest().clone();
         let digest = manifest.digest();
         self.cut = Some(Cut {
@@ -237,6 +253,24 @@ impl Engine {
         }
         self.cutter.figures.generations += 1;
         Ok(true)
+    }
+
+    fn next_generation(&self) -> GenerationId {
+        let previous = self.cut.as_ref().map_or(0, |cut| cut.generation.n);
+        GenerationId {
+            epoch: self.settings.epoch,
+            n: previous.max(self.numbers_taken) + 1,
+        }
+    }
+
+    /// Ships what was read to shadows that have nothing, while the rest is still to be read.
+    fn draft(&mut self) {
+        let (generation, fresh) = (self.next_generation(), self.cutter.take_fresh());
+        for (host, shipper) in &mut self.shippers {
+            let sent = shipper.draft(generation, self.cutter.manifest(), &fresh, &self.cutter);
+            *self.unsealed.entry(*host).or_default() += sent.full_bytes;
+            self.cutter.figures.full_bytes += sent.full_bytes;
+        }
     }
 
     /// The last cut, of a workload that has stopped.

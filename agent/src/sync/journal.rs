@@ -59,6 +59,14 @@ impl Writer {
 /// # Errors
 /// At the first record that is torn, garbled or not wanted by `each`.
 pub fn read(path: &Path, mut each: impl FnMut(&[u8]) -> io::Result<()>) -> io::Result<()> {
+    read_while(path, |record| each(record).map(|()| true))
+}
+
+/// Calls `each` with one record after the other as long as it says true.
+///
+/// # Errors
+/// As [`read`].
+pub fn read_while(path: &Path, mut each: impl FnMut(&[u8]) -> io::Result<bool>) -> io::Result<()> {
     let mut input = BufReader::with_capacity(256 << 10, File::open(path)?);
     let mut record = Vec::new();
     loop {
@@ -76,7 +84,9 @@ pub fn read(path: &Path, mut each: impl FnMut(&[u8]) -> io::Result<()>) -> io::R
         if block_hash(&record)[..] != head[4..] {
             return Err(garbled(path, "a record does not match its checksum"));
         }
-        each(&record)?;
+        if !each(&record)? {
+            return Ok(());
+        }
     }
 }
 

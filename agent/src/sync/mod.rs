@@ -7,6 +7,7 @@ mod checkpoint;
 mod content;
 mod cutter;
 mod drive;
+mod fill;
 mod identity;
 pub(crate) mod journal;
 mod placement;

@@ -165,11 +165,11 @@ fn attributes(meta: &Metadata) -> Meta {
 ///
 /// # Errors
 /// When the file cannot be opened.
-pub fn open_file(path: &Path, key: InodeKey) -> io::Result<Option<(File, Metadata)>> {
+pub fn open_file(path: &Path, key: InodeKey) -> io::Result<Option<File>> {
     let Some(file) = open(path)? else { return Ok(None) };
     let meta = file.metadata()?;
     let is_it = meta.is_file() && InodeKey::of(&meta) == key;
-    Ok(is_it.then_some((file, meta)))
+    Ok(is_it.then_some(file))
 }
 
 /// Opens what is at `path` for reading; `None` when there is nothing, or nothing that can be had now. A name that

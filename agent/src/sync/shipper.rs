@@ -4,13 +4,13 @@
 //! is sent only with the content that the manifest names, or not at all in this round. Bytes on the
 //! way to a shadow are bounded; a slow shadow gets later, larger differences.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use tokio::sync::mpsc;
 use understudy_common::delta::{
-    Answer, BLOCK, Body, Change, Digest, Frame, Manifest, OPS_BYTES_TARGET, Op, block_hash, diff,
+    Answer, BLOCK, Body, Change, Digest, Frame, Manifest, OPS_BYTES_TARGET, Op, RelPath, block_hash, diff,
 };
 use understudy_common::id::GenerationId;
 use understudy_common::wire;
@@ -56,6 +56,11 @@ impl Pipe {
     fn is_full(&self) -> bool {
         self.inflight.load(Ordering::Relaxed) >= INFLIGHT_BYTES_MAX
     }
+
+    /// Whether there is so much room that it is worth to find out what is next.
+    fn has_room(&self) -> bool {
+        self.inflight.load(Ordering::Relaxed) < INFLIGHT_BYTES_MAX / 2
+    }
 }
 
 /// One live stream to a shadow.
@@ -71,6 +76,18 @@ pub struct Shipper {
     begun: bool,
     pages: Manifest,
     whole: bool,
+    drafts: Drafts,
+}
+
+/// Whether the shadow gets what was read before there is a cut of it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Drafts {
+    /// It has a copy: what was not read yet must not be taken from it.
+    None,
+    /// It has nothing; something before was not sent.
+    All,
+    /// It has all until the last one.
+    Next,
 }
 
 /// Bytes of content that were sent.
@@ -90,6 +107,7 @@ impl Shipper {
             begun: false,
             pages: Manifest::default(),
             whole: true,
+            drafts: Drafts::None,
         }
     }
 
@@ -108,7 +126,10 @@ impl Shipper {
                     .map(|cut| cut.generation);
                 match cut.filter(|cut| cut.digest == digest) {
                     Some(cut) => self.at = Some(cut.manifest.clone()),
-                    None if digest == Manifest::default().digest() => self.at = Some(Manifest::default()),
+                    None if digest == Manifest::default().digest() => {
+                        self.at = Some(Manifest::default());
+                        self.drafts = Drafts::All;
+                    }
                     None => self.pipe.send(&Frame::Exchange),
                 }
                 true
@@ -122,6 +143,9 @@ impl Shipper {
                     if !pages.is_complete() {
                         return false;
                     }
+                    if pages.iter().all(|(_, entry)| entry.body == Body::Dir) {
+                        self.drafts = Drafts::All;
+                    }
                     self.at = Some(pages);
                 }
                 true
@@ -134,20 +158,51 @@ impl Shipper {
         }
     }
 
-    /// Sends as much of the way to `cut` as there is room and content for.
-    pub fn ship(&mut self, cut: &Cut, cutter: &Cutter) -> Sent {
+    /// Whether a draft would be of use and cannot be sent now.
+    pub fn holds_up_drafts(&self) -> bool {
+        self.drafts != Drafts::None && self.at.is_some() && self.pipe.is_full()
+    }
+
+    /// Sends to a shadow that has nothing what was read so far. Other paths than those in `fresh` are as they were
+    /// in the last draft. `generation` is not older than the last and not newer than the next cut.
+    pub fn draft(
+        &mut self,
+        generation: GenerationId,
+        draft: &Manifest,
+        fresh: &BTreeSet<RelPath>,
+        cutter: &Cutter,
+    ) -> Sent {
         let mut sent = Sent::default();
-        if self.sealed == Some(cut.generation) || self.pipe.is_full() || self.unacked.len() >= UNACKED_MAX {
+        let only = match self.drafts {
+            Drafts::None => return sent,
+            Drafts::All => None,
+            Drafts::Next => Some(fresh),
+        };
+        self.drafts = Drafts::All;
+        if self.pipe.is_full() {
             return sent;
         }
         let Some(mut at) = self.at.take() else { return sent };
-        if !self.begun {
-            self.begun = true;
-            self.pipe.send(&Frame::Begin {
-                generation: cut.generation,
-                base: at.digest(),
-            });
+        self.begin(generation, &at);
+        let changes = diff(&at, draft, only, &BTreeMap::new());
+        let (complete, bytes) = self.send(changes, &mut at, draft, cutter);
+        if complete {
+            self.drafts = Drafts::Next;
         }
+        self.at = Some(at);
+        sent.full_bytes = bytes;
+        sent
+    }
+
+    /// Sends as much of the way to `cut` as there is room and content for.
+    pub fn ship(&mut self, cut: &Cut, cutter: &Cutter) -> Sent {
+        let mut sent = Sent::default();
+        if self.sealed == Some(cut.generation) || !self.pipe.has_room() || self.unacked.len() >= UNACKED_MAX {
+            return sent;
+        }
+        let Some(mut at) = self.at.take() else { return sent };
+        self.drafts = Drafts::None;
+        self.begin(cut.generation, &at);
         let follows = self.sealed.is_some() && self.sealed == cut.previous;
         let nothing = BTreeMap::new();
         let changes = if follows {
@@ -155,6 +210,41 @@ impl Shipper {
         } else {
             diff(&at, &cut.manifest, None, &nothing)
         };
+        let (complete, bytes) = self.send(changes, &mut at, &cut.manifest, cutter);
+        if self.whole {
+            sent.full_bytes = bytes;
+        } else {
+            sent.delta_bytes = bytes;
+        }
+        if complete && at == cut.manifest {
+            self.pipe.send(&Frame::Seal {
+                generation: cut.generation,
+                digest: cut.digest,
+            });
+            self.sealed = Some(cut.generation);
+            self.unacked.push_back(cut.generation);
+            self.begun = false;
+            self.whole = false;
+            // Equal, and shared from here on.
+            at = cut.manifest.clone();
+        }
+        self.at = Some(at);
+        sent
+    }
+
+    fn begin(&mut self, generation: GenerationId, at: &Manifest) {
+        if !self.begun {
+            self.begun = true;
+            self.pipe.send(&Frame::Begin {
+                generation,
+                base: at.digest(),
+            });
+        }
+    }
+
+    /// Sends steps towards `to` while there is room, and takes them at `at`. Returns whether these were all, and the
+    /// bytes of content.
+    fn send(&self, changes: Vec<Change>, at: &mut Manifest, to: &Manifest, cutter: &Cutter) -> (bool, u64) {
         let (mut batches, mut complete, mut bytes) = (Batches::new(OPS_BYTES_TARGET), true, 0);
         let mut push = |op: Op| {
             if let Err(error) = at.apply(&op) {
@@ -169,7 +259,7 @@ impl Shipper {
         };
         for change in changes {
             if matches!(change, Change::Blocks { .. }) {
-                let all = blocks(&change, cut, cutter, &mut |op| {
+                let all = blocks(&change, to, cutter, &mut |op| {
                     if let Op::Write { bytes: content, .. } = &op {
                         bytes += content.len() as u64;
                     }
@@ -188,33 +278,17 @@ impl Shipper {
         for ops in batches.rest() {
             self.pipe.send(&Frame::Ops(ops));
         }
-        if self.whole {
-            sent.full_bytes = bytes;
-        } else {
-            sent.delta_bytes = bytes;
-        }
-        if complete && at == cut.manifest {
-            self.pipe.send(&Frame::Seal {
-                generation: cut.generation,
-                digest: cut.digest,
-            });
-            self.sealed = Some(cut.generation);
-            self.unacked.push_back(cut.generation);
-            self.begun = false;
-            self.whole = false;
-        }
-        self.at = Some(at);
-        sent
+        (complete, bytes)
     }
 }
 
-/// Turns blocks into writes, from the cut's content or, where a file still holds what the manifest
+/// Turns blocks into writes, from the content that was read last or, where a file still holds what the manifest
 /// says, from the file. Returns whether all could be had; `each` returns whether there is room for more.
-fn blocks(change: &Change, cut: &Cut, cutter: &Cutter, each: &mut dyn FnMut(Op) -> bool) -> bool {
-    let (Change::Blocks { path, first, .. }, range) = (change, byte_range(&cut.manifest, change)) else {
+fn blocks(change: &Change, to: &Manifest, cutter: &Cutter, each: &mut dyn FnMut(Op) -> bool) -> bool {
+    let (Change::Blocks { path, first, .. }, range) = (change, byte_range(to, change)) else {
         return true;
     };
-    let Some(Body::File { blocks, .. }) = cut.manifest.get(path).map(|entry| &entry.body) else {
+    let Some(Body::File { blocks, .. }) = to.get(path).map(|entry| &entry.body) else {
         return false;
     };
     let (mut file, mut all) = (None, true);

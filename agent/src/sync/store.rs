@@ -1,7 +1,7 @@
 //! A shadow's copy on disk: takes frames, seals generations, patches the files.
 //!
-//! Invariants: `Sealed` is answered only after the redo file is on disk. `manifest` is what the files
-//! hold once a pending checkpoint is done. After any I/O error the copy is not ready until it was
+//! Invariants: `Sealed` is answered only after the redo file is on disk, or, of a first copy, all files are.
+//! `manifest` is what the files hold once a pending checkpoint is done. After any I/O error the copy is not ready until it was
 //! read again from disk and a generation was sealed on top.
 
 use std::collections::BTreeMap;
@@ -14,10 +14,12 @@ use understudy_common::delta::{
 use understudy_common::id::{Epoch, GenerationId, ServiceId};
 use understudy_common::wire::{self, CopyState, SyncFigures};
 
-use super::checkpoint::{self, Files, Undo};
+use super::checkpoint::{self, Files, Metas, Step, Undo};
 use super::content::byte_range;
+use super::fill::{self, Fill};
 use super::identity::{self, Identity};
 use super::journal::{self, Writer};
+use super::placement::Placement;
 use super::roots::{Roots, read_range};
 
 /// Generations that can be restored by their pre-images.
@@ -45,15 +47,47 @@ pub enum StoreError {
 
 #[derive(Debug)]
 struct Incoming {
-    out: Writer,
+    to: Sink,
     manifest: Manifest,
     bytes: u64,
 }
 
+/// Where a generation goes before it is sealed.
+#[derive(Debug)]
+enum Sink {
+    Journal { out: Writer, placement: Placement },
+    Files(Fill),
+}
+
+impl Sink {
+    fn take(&mut self, ops: &[Op], raw: &[u8]) -> io::Result<()> {
+        match self {
+            Self::Journal { out, placement } => {
+                for op in ops {
+                    placement.follow(op);
+                }
+                out.append(raw)
+            }
+            Self::Files(fill) => ops.iter().try_for_each(|op| fill.take(op)),
+        }
+    }
+}
+
+/// What is left to do after a seal.
+#[derive(Debug)]
+enum Pending {
+    Checkpoint(Checkpoint),
+    /// The files hold it and were not read again.
+    Verify {
+        before: Manifest,
+    },
+}
+
 /// A sealed generation that is not in the files yet.
 #[derive(Debug)]
-struct Pending {
+struct Checkpoint {
     before: Manifest,
+    placement: Placement,
     previous: Option<GenerationId>,
     generation: GenerationId,
 }
@@ -70,6 +104,8 @@ pub struct Store {
     copy: CopyState,
     incoming: Option<Incoming>,
     pending: Option<Pending>,
+    /// A first copy was begun and not sealed.
+    filling: bool,
     figures: SyncFigures,
 }
 
@@ -90,6 +126,7 @@ impl Store {
             copy: CopyState::Cold,
             incoming: None,
             pending: None,
+            filling: false,
             figures: SyncFigures::default(),
             dir,
         };
@@ -146,7 +183,10 @@ impl Store {
                 Err(error) => return Err(error),
             };
             let files = Files::new(&self.dir, generation);
-            if !files.undo.exists() {
+            let placement = checkpoint::place(&files.redo)?;
+            let metas = if files.undo.exists() {
+                checkpoint::metas(&files.undo)?
+            } else {
                 let before = self.roots.hash_all()?;
                 let previous = self
                     .listed("undo")?
@@ -158,9 +198,21 @@ impl Store {
                     Undo::Head { generation, .. } => Some(generation),
                     Undo::Metas(_) | Undo::Ops(_) => None,
                 });
-                self.prepare(&files, &before, (previous, generation), digest)?;
-            }
-            checkpoint::apply(&files, &self.roots)?;
+                let after = after(&before, &files.redo)?;
+                let pending = Checkpoint {
+                    before,
+                    placement: placement.clone(),
+                    previous,
+                    generation,
+                };
+                self.prepare(&files, &pending, &after, digest)?
+            };
+            let step = Step {
+                files: &files,
+                roots: &self.roots,
+                placement: &placement,
+            };
+            step.apply(&metas)?;
             tracing::info!(service = %self.service, %generation, "finished the checkpoint that a stop interrupted");
         }
         for path in self.listed("undo")? {
@@ -183,12 +235,23 @@ impl Store {
         }
         self.manifest = self.roots.hash_all()?;
         self.digest = self.manifest.digest();
+        self.filling = fill::is_begun(&self.dir);
         self.copy = match self.identity.digest {
             Some(digest) if digest == self.digest && !self.identity.diverging => CopyState::Ready,
             _ if self.manifest.is_empty() => CopyState::Cold,
             _ => CopyState::Warming,
         };
+        if self.filling && self.copy == CopyState::Ready {
+            self.filling = false;
+            fill::forget(&self.dir)?;
+        }
         Ok(())
+    }
+
+    /// Whether a crash in the middle of a generation would leave no less than there is.
+    fn has_nothing(&self) -> bool {
+        let empty = || self.manifest.iter().all(|(_, entry)| entry.body == Body::Dir);
+        !self.identity.diverging && self.copy != CopyState::Ready && (self.filling || empty())
     }
 
     /// Files of one kind, oldest generation first.
@@ -256,13 +319,9 @@ impl Store {
                         "the generation does not begin where this copy is",
                     ));
                 }
-                let begun = Writer::create(self.dir.join("incoming")).and_then(|mut out| {
-                    out.append(raw)?;
-                    Ok(out)
-                });
-                let out = begun.map_err(|source| self.disk(source))?;
+                let to = self.begin(raw).map_err(|source| self.disk(source))?;
                 self.incoming = Some(Incoming {
-                    out,
+                    to,
                     manifest: self.manifest.clone(),
                     bytes: 0,
                 });
@@ -280,14 +339,12 @@ impl Store {
                         incoming.bytes += bytes.len() as u64;
                     }
                 }
-                incoming
-                    .out
-                    .append(raw)
-                    .map_err(|source| StoreError::Disk { dir, source })?;
+                let taken = incoming.to.take(&ops, raw);
+                taken.map_err(|source| StoreError::Disk { dir, source })?;
                 Ok(Vec::new())
             }
             Frame::Seal { generation, digest } => {
-                let mut incoming = self
+                let incoming = self
                     .incoming
                     .take()
                     .ok_or(StoreError::Protocol("a seal before a begin"))?;
@@ -301,26 +358,69 @@ impl Store {
                         "the sealed state is not what the operations give",
                     ));
                 }
-                let redo = Files::new(&self.dir, generation).redo;
-                incoming
-                    .out
-                    .append(raw)
-                    .and_then(|()| incoming.out.commit(&redo))
-                    .map_err(|source| self.disk(source))?;
-                let before = std::mem::replace(&mut self.manifest, incoming.manifest);
-                self.pending = Some(Pending {
-                    before,
-                    previous: self.generation(),
-                    generation,
-                });
-                self.digest = digest;
-                self.identity.identifiers.advance(generation);
-                self.identity.digest = Some(digest);
-                self.figures.generations += 1;
                 self.figures.delta_bytes += incoming.bytes;
+                self.seal(incoming, generation, digest, raw)
+                    .map_err(|source| self.disk(source))?;
+                self.figures.generations += 1;
                 Ok(vec![Answer::Sealed { generation }])
             }
         }
+    }
+
+    fn begin(&mut self, raw: &[u8]) -> io::Result<Sink> {
+        if self.has_nothing() {
+            let fill = Fill::begin(&self.dir, self.roots.clone())?;
+            self.filling = true;
+            return Ok(Sink::Files(fill));
+        }
+        let mut out = Writer::create(self.dir.join("incoming"))?;
+        out.append(raw)?;
+        Ok(Sink::Journal {
+            out,
+            placement: Placement::default(),
+        })
+    }
+
+    fn seal(
+        &mut self,
+        incoming: Incoming,
+        generation: GenerationId,
+        digest: Digest,
+        raw: &[u8],
+    ) -> io::Result<()> {
+        let Incoming { to, manifest, .. } = incoming;
+        let before = self.manifest.clone();
+        let pending = match to {
+            Sink::Journal { mut out, placement } => {
+                out.append(raw)?;
+                out.commit(&Files::new(&self.dir, generation).redo)?;
+                Pending::Checkpoint(Checkpoint {
+                    before,
+                    placement,
+                    previous: self.generation(),
+                    generation,
+                })
+            }
+            Sink::Files(fill) => {
+                fill.finish(&manifest)?;
+                // They lead back to what is no more.
+                for path in self.listed("undo")? {
+                    fs::remove_file(path)?;
+                }
+                Pending::Verify { before }
+            }
+        };
+        self.manifest = manifest;
+        self.digest = digest;
+        self.identity.identifiers.advance(generation);
+        self.identity.digest = Some(digest);
+        if matches!(pending, Pending::Verify { .. }) {
+            self.save()?;
+            fill::forget(&self.dir)?;
+            self.filling = false;
+        }
+        self.pending = Some(pending);
+        Ok(())
     }
 
     /// Applies the sealed generation to the files, if that is still to be done. Call it after each frame.
@@ -328,25 +428,13 @@ impl Store {
     /// # Errors
     /// [`StoreError::Disk`]; the sealed generation stays in the journal.
     pub fn checkpoint(&mut self) -> Result<(), StoreError> {
-        let Some(Pending {
-            before,
-            previous,
-            generation,
-        }) = self.pending.take()
-        else {
+        let Some(pending) = self.pending.take() else {
             return Ok(());
         };
-        let files = Files::new(&self.dir, generation);
-        let done = (|| {
-            self.prepare(&files, &before, (previous, generation), self.digest)?;
-            checkpoint::apply(&files, &self.roots)?;
-            self.verify(&before)?;
-            if self.identity.diverging {
-                self.identity.diverging = false;
-                self.save()?;
-            }
-            self.prune()
-        })();
+        let done = match pending {
+            Pending::Checkpoint(pending) => self.patch(&pending),
+            Pending::Verify { before } => self.verify(&before),
+        };
         if let Err(source) = done {
             self.copy = CopyState::Warming;
             return Err(self.disk(source));
@@ -355,7 +443,24 @@ impl Store {
         Ok(())
     }
 
-    /// Reads again what the checkpoint changed: the files hold what the manifest says, or an error.
+    fn patch(&mut self, pending: &Checkpoint) -> io::Result<()> {
+        let (files, after) = (Files::new(&self.dir, pending.generation), self.manifest.clone());
+        let metas = self.prepare(&files, pending, &after, self.digest)?;
+        let step = Step {
+            files: &files,
+            roots: &self.roots,
+            placement: &pending.placement,
+        };
+        step.apply(&metas)?;
+        self.verify(&pending.before)?;
+        if self.identity.diverging {
+            self.identity.diverging = false;
+            self.save()?;
+        }
+        self.prune()
+    }
+
+    /// Reads again what a generation changed: the files hold what the manifest says, or an error.
     pub(super) fn verify(&self, before: &Manifest) -> io::Result<()> {
         for change in diff(before, &self.manifest, None, &BTreeMap::new()) {
             let Change::Blocks { path, .. } = &change else {
@@ -383,32 +488,37 @@ impl Store {
     fn prepare(
         &mut self,
         files: &Files,
-        before: &Manifest,
-        (previous, generation): (Option<GenerationId>, GenerationId),
+        pending: &Checkpoint,
+        after: &Manifest,
         digest: Digest,
-    ) -> io::Result<()> {
-        if self.identity.diverging {
-            self.keep_aside(files, generation)?;
-        }
-        let mut after = before.clone();
-        checkpoint::read_redo(&files.redo, |op| {
-            after
-                .apply(&op)
-                .map_err(|error| journal::garbled(&files.redo, error))
-        })?;
-        let head = Undo::Head {
-            generation,
+    ) -> io::Result<Metas> {
+        let Checkpoint {
+            before,
+            placement,
             previous,
+            generation,
+        } = pending;
+        if self.identity.diverging {
+            self.keep_aside(placement, *generation)?;
+        }
+        let head = Undo::Head {
+            generation: *generation,
+            previous: *previous,
             before: before.digest(),
             after: digest,
         };
-        checkpoint::prepare(files, &self.roots, before, &after, head)
+        let step = Step {
+            files,
+            roots: &self.roots,
+            placement,
+        };
+        step.prepare(before, after, &head)
     }
 
     /// Copies what a past life as primary left here and the new primary does not have.
-    fn keep_aside(&mut self, files: &Files, generation: GenerationId) -> io::Result<()> {
+    fn keep_aside(&mut self, placement: &Placement, generation: GenerationId) -> io::Result<()> {
         let aside = self.aside.join(generation.to_string());
-        for path in checkpoint::place(&files.redo)?.overwritten() {
+        for path in placement.overwritten() {
             let Some(from) = self.roots.absolute(path) else {
                 continue;
             };
@@ -437,7 +547,8 @@ impl Store {
     }
 
     fn drop_unsealed(&mut self) {
-        if self.incoming.take().is_some()
+        let dropped = self.incoming.take();
+        if let Some(Sink::Journal { .. }) = dropped.map(|incoming| incoming.to)
             && let Err(error) = fs::remove_file(self.dir.join("incoming"))
         {
             tracing::warn!(service = %self.service, %error, "cannot remove an unsealed generation");
@@ -508,7 +619,7 @@ impl Store {
             return Ok(None);
         };
         let mut incoming = Writer::create(self.dir.join("incoming"))?;
-        let mut after = self.manifest.clone();
+        let (mut after, mut placement) = (self.manifest.clone(), Placement::default());
         for path in &undos {
             journal::read(path, |record| {
                 let Undo::Ops(ops) = checkpoint::decode_undo(path, record)? else {
@@ -516,6 +627,7 @@ impl Store {
                 };
                 for op in &ops {
                     after.apply(op).map_err(|error| journal::garbled(path, error))?;
+                    placement.follow(op);
                 }
                 incoming.append(&wire::encode(&Frame::Ops(ops)))
             })?;
@@ -540,11 +652,12 @@ impl Store {
         self.digest = digest;
         self.identity.identifiers.current = Some(to);
         self.identity.digest = Some(digest);
-        self.pending = Some(Pending {
+        self.pending = Some(Pending::Checkpoint(Checkpoint {
             before,
+            placement,
             previous: None,
             generation: to,
-        });
+        }));
         self.checkpoint().map_err(io::Error::other)?;
         self.save()?;
         // It would lead forward again.
@@ -553,19 +666,22 @@ impl Store {
     }
 }
 
+/// What a redo file makes of what there was before.
+fn after(before: &Manifest, redo: &Path) -> io::Result<Manifest> {
+    let mut after = before.clone();
+    checkpoint::read_redo(redo, |op| {
+        after.apply(&op).map_err(|error| journal::garbled(redo, error))
+    })?;
+    Ok(after)
+}
+
 fn head(path: &Path) -> io::Result<Option<Undo>> {
-    let mut found = BTreeMap::new();
-    // Only the first record is wanted; stopping early is an error to the reader, not to us.
-    let read = journal::read(path, |record| {
-        found.insert((), checkpoint::decode_undo(path, record)?);
-        Err(io::Error::from(io::ErrorKind::Interrupted))
-    });
-    match read {
-        Err(error) if error.kind() != io::ErrorKind::Interrupted => Err(error),
-        _ => Ok(found
-            .remove(&())
-            .filter(|record| matches!(record, Undo::Head { .. }))),
-    }
+    let mut found = None;
+    journal::read_while(path, |record| {
+        found = Some(checkpoint::decode_undo(path, record)?);
+        Ok(false)
+    })?;
+    Ok(found.filter(|record| matches!(record, Undo::Head { .. })))
 }
 
 fn ignore_missing(result: io::Result<()>) -> io::Result<bool> {

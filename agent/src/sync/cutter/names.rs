@@ -17,10 +17,16 @@ use crate::sync::tracker::{InodeKey, PageSet, TrackError};
 impl Cutter {
     /// Brings the manifest's names and attributes up to date at `paths` and at those that an event `named`. A
     /// directory among the latter is looked through: it may be another one of the same inode number, and what
-    /// went with the one before is in no event that could still be resolved.
-    pub(super) fn names(&mut self, paths: &BTreeSet<RelPath>, named: &BTreeSet<RelPath>) -> io::Result<()> {
+    /// went with the one before is in no event that could still be resolved. At those that are only `marked`, by a
+    /// page that a watched file had written, the same inode is the same file: another would have an event.
+    pub(super) fn names(
+        &mut self,
+        paths: &BTreeSet<RelPath>,
+        named: &BTreeSet<RelPath>,
+        marked: &BTreeSet<RelPath>,
+    ) -> io::Result<()> {
         let mut seen: BTreeMap<RelPath, Option<Seen>> = BTreeMap::new();
-        let mut todo: Vec<RelPath> = paths.union(named).cloned().collect();
+        let mut todo: Vec<RelPath> = marked.iter().chain(paths).chain(named).cloned().collect();
         while let Some(path) = todo.pop() {
             if seen.contains_key(&path) {
                 continue;
@@ -66,7 +72,8 @@ impl Cutter {
             else {
                 continue;
             };
-            self.attach(path, key, entry, &mut moved)?;
+            let is_watched = marked.contains(&path) && !paths.contains(&path) && !named.contains(&path);
+            self.attach(path, key, entry, is_watched, &mut moved)?;
         }
         for (key, _) in moved {
             self.source.unwatch(key);
@@ -91,7 +98,7 @@ impl Cutter {
     fn detach(&mut self, path: &RelPath, key: InodeKey, moved: &mut HashMap<InodeKey, (RelPath, Entry)>) {
         self.keys.remove(path);
         let origin = self.delta.origin.remove(path).unwrap_or_else(|| path.clone());
-        self.delta.touched.insert(path.clone());
+        self.touch(path.clone());
         let entry = self.work.remove(path);
         let Some(names) = self.paths.get_mut(&key) else {
             return;
@@ -108,25 +115,29 @@ impl Cutter {
         path: RelPath,
         key: InodeKey,
         now: Entry,
+        is_watched: bool,
         moved: &mut HashMap<InodeKey, (RelPath, Entry)>,
     ) -> io::Result<()> {
         let is_file = matches!(now.body, Body::File { .. });
+        let same_inode = self.keys.get(&path) == Some(&key);
         // Inodes are used again: only the source knows whether this is the file that it watches.
-        let is_new = is_file && self.watch(&path, key)?;
-        if self.keys.get(&path) == Some(&key) && !is_new {
-            let Some(entry) = self.work.get_mut(&path) else {
+        let is_new = is_file && !(same_inode && is_watched) && self.watch(&path, key)?;
+        if same_inode && !is_new {
+            let Some(entry) = self.work.get(&path) else {
                 return Ok(());
             };
-            if entry.meta != now.meta || !same_size(entry, &now) {
-                self.delta.touched.insert(path.clone());
-                entry.meta = now.meta;
-            }
             if !same_size(entry, &now) {
                 self.carried.pages.entry(key).or_default();
+            } else if entry.meta == now.meta {
+                return Ok(());
             }
+            if let Some(entry) = self.work.get_mut(&path) {
+                entry.meta = now.meta;
+            }
+            self.touch(path);
             return Ok(());
         }
-        self.delta.touched.insert(path.clone());
+        self.touch(path.clone());
         self.keys.insert(path.clone(), key);
         if !is_file {
             self.work.insert(path, now);
@@ -174,7 +185,7 @@ impl Cutter {
         let Some(absolute) = self.roots.absolute(path) else {
             return Ok(false);
         };
-        let Some((file, _)) = open_file(&absolute, key)? else {
+        let Some(file) = open_file(&absolute, key)? else {
             return Ok(false);
         };
         match self.source.watch(key, file.as_fd()) {

@@ -2,6 +2,7 @@
 
 use std::path::Path;
 
+use understudy_common::delta::{Frame, Op};
 use understudy_common::id::ServiceId;
 use understudy_common::wire::{self, CopyState};
 
@@ -9,7 +10,7 @@ use super::histories::{Joined, places};
 use super::pair::{Act, tree};
 use crate::sync::journal::crash;
 use crate::sync::roots::Roots;
-use crate::sync::store::Store;
+use crate::sync::store::{Store, StoreError};
 
 pub(super) const FIRST: [Act; 6] = [
     Act::Dir { dir: 0 },
@@ -101,6 +102,75 @@ fn a_crash_at_any_step_leaves_exactly_a_sealed_generation() {
         steps += 1;
     }
     assert!(steps > 15, "{steps} steps");
+}
+
+#[test]
+fn a_first_copy_that_is_stopped_at_any_step_is_gone_on_with() {
+    for step in 0.. {
+        let (_dir, [from, to, state]) = places();
+        let mut joined = Joined::new(&from, &to, &state);
+        FIRST.iter().for_each(|act| act.play(&from));
+        let first = joined.cut(1);
+        let frames = joined.frames();
+        crash::arm(Some(step));
+        let acknowledged = receive(&mut joined.store, &frames);
+        crash::arm(None);
+        joined.store =
+            Store::open(ServiceId(1), "s", &state, Roots::new(vec![to.clone()])).expect("recovers");
+        let ready = joined.store.copy() == CopyState::Ready;
+        if acknowledged.is_some() {
+            assert!(ready, "step {step}: it was acknowledged");
+        }
+        if !ready {
+            let refused = joined.store.promote(super::histories::EPOCH);
+            assert!(
+                matches!(refused, Err(StoreError::NotReady)),
+                "step {step}: half a copy is no copy: {refused:?}"
+            );
+        }
+        joined.redial();
+        // Once to ask what is there.
+        joined.deliver();
+        joined.deliver();
+        assert_eq!(joined.store.generation(), Some(first), "step {step}");
+        assert_eq!(joined.store.copy(), CopyState::Ready, "step {step}");
+        assert_eq!(tree(&to), tree(&from), "step {step}");
+        assert!(!service(&state).join("filling").exists(), "step {step}");
+        if acknowledged == Some(true) {
+            assert!(step > 15, "{step} steps");
+            return;
+        }
+    }
+}
+
+#[test]
+fn a_first_copy_that_was_cut_off_is_not_sent_again() {
+    let (_dir, [from, to, state]) = places();
+    let mut joined = Joined::new(&from, &to, &state);
+    FIRST.iter().for_each(|act| act.play(&from));
+    joined.cut(1);
+    let writes = |frames: &[Vec<u8>]| {
+        let decoded = frames
+            .iter()
+            .map(|raw| wire::decode::<Frame>(raw).expect("sound"));
+        let ops = decoded.filter_map(|frame| match frame {
+            Frame::Ops(ops) => Some(ops),
+            _ => None,
+        });
+        ops.flatten().filter(|op| matches!(op, Op::Write { .. })).count()
+    };
+    let frames = joined.frames();
+    assert!(writes(&frames) > 0);
+    let (_, without_seal) = frames.split_last().expect("there");
+    receive(&mut joined.store, without_seal);
+    joined.redial();
+    // The way starts with the question for what is there.
+    joined.deliver();
+    let rest = joined.frames();
+    assert_eq!(writes(&rest), 0, "all contents are there");
+    receive(&mut joined.store, &rest);
+    assert_eq!(joined.store.copy(), CopyState::Ready);
+    assert_eq!(tree(&to), tree(&from));
 }
 
 /// Where a child process finds its directory and the step at which it is killed.

@@ -70,8 +70,10 @@ impl Stage {
         self.file.with_file_name("second")
     }
 
+    /// As an append does: its name is looked at.
     fn page(&self, page: u64) -> DirtySet {
         let mut dirty = DirtySet::default();
+        dirty.touched.insert(self.key());
         dirty.pages.entry(self.key()).or_default().insert(page..page + 1);
         dirty
     }

@@ -61,6 +61,8 @@ pub struct Joined {
     inflight: Arc<AtomicUsize>,
     pub store: Store,
     cut: Option<Cut>,
+    /// Bytes that were sent before there was a cut.
+    drafted: u64,
 }
 
 pub const EPOCH: Epoch = Epoch(1);
@@ -90,6 +92,7 @@ impl Joined {
             frames,
             store,
             cut: None,
+            drafted: 0,
         };
         joined.hello();
         joined
@@ -134,11 +137,25 @@ impl Joined {
 
     /// Cuts as if the workload ran: rearmed, read live, read again.
     pub fn cut_live(&mut self, n: u64) -> GenerationId {
-        let delta = (0..CYCLES_MAX).find_map(|_| self.cutter.cycle(true, false).expect("readable"));
+        let delta = (0..CYCLES_MAX).find_map(|_| {
+            let delta = self.cutter.cycle(true, false).expect("readable");
+            if self.cutter.is_behind() {
+                self.draft(n);
+            }
+            delta
+        });
         self.take_cut(
             n,
             delta.expect("nothing writes, so that no cut is discarded for ever"),
         )
+    }
+
+    fn draft(&mut self, n: u64) {
+        let (generation, fresh) = (GenerationId { epoch: EPOCH, n }, self.cutter.take_fresh());
+        self.drafted += self
+            .shipper
+            .draft(generation, self.cutter.manifest(), &fresh, &self.cutter)
+            .full_bytes;
     }
 
     /// Cuts and ships as often as it goes while the workload writes.
@@ -184,6 +201,35 @@ impl Joined {
             self.store.checkpoint().expect("applied");
         }
     }
+}
+
+#[test]
+fn a_first_copy_is_sent_while_it_is_read() {
+    let (_dir, [from, to, state]) = places();
+    let content: Vec<u8> = (0..400_000_u32)
+        .flat_map(|word| (word / 7).to_le_bytes())
+        .collect();
+    std::fs::write(from.join("large"), &content).expect("room");
+    std::fs::create_dir(from.join("sub")).expect("fresh");
+    std::fs::write(from.join("sub/small"), "small").expect("room");
+    // A scan doubts a file for a clock tick after it was written.
+    std::thread::sleep(Duration::from_millis(60));
+    let mut joined = Joined::new(&from, &to, &state);
+    joined.cutter.set_live_max(100_000);
+    joined.cut_live(1);
+    let all = content.len() as u64 + 5;
+    assert!(
+        joined.drafted > all - 200_000 && joined.drafted <= all,
+        "{} of {all} bytes",
+        joined.drafted
+    );
+    assert!(
+        joined.figures().bytes_read < all + 20 * 8_192,
+        "each cycle reads what is left"
+    );
+    joined.deliver();
+    assert_eq!(tree(&to), tree(&from));
+    assert_eq!(joined.store.copy(), CopyState::Ready);
 }
 
 #[test]
@@ -242,6 +288,20 @@ proptest! {
         if let [.., (before, expected), _] = &seen[..] {
             joined.store.restore(*before).expect("kept");
             prop_assert_eq!(&tree(&to), expected);
+        }
+    }
+
+    #[test]
+    fn trees_are_equal_that_were_read_in_many_cycles(history in acts(), live_max in 20_000..200_000_u64) {
+        let (_dir, [from, to, state]) = places();
+        let mut joined = Joined::new(&from, &to, &state);
+        joined.cutter.set_live_max(live_max);
+        for (n, acts) in history.iter().enumerate() {
+            acts.iter().for_each(|act| act.play(&from));
+            joined.cut_live(n as u64 + 1);
+            joined.deliver();
+            prop_assert_eq!(joined.store.copy(), CopyState::Ready);
+            prop_assert_eq!(tree(&from), tree(&to));
         }
     }
 }

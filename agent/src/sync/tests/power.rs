@@ -6,7 +6,7 @@ use understudy_common::id::{GenerationId, ServiceId};
 use understudy_common::wire::CopyState;
 
 use super::crash::{FIRST, SECOND, receive};
-use super::histories::Joined;
+use super::histories::{Joined, places};
 use super::pair::tree;
 use crate::sync::journal::crash;
 use crate::sync::roots::Roots;
@@ -28,8 +28,9 @@ struct Round {
 
 type Tree = std::collections::BTreeMap<understudy_common::delta::RelPath, understudy_common::delta::Entry>;
 
-/// The second generation is received until the `step`th durable step, when the power fails.
-fn round(disk: &Disk, step: u32) -> Round {
+/// The second generation is received until the `step`th durable step, when the power fails. A broken receiver
+/// forgets to sync it.
+fn round(disk: &Disk, step: u32, forgets: bool) -> Round {
     let home = tempfile::Builder::new()
         .prefix("ussync")
         .tempdir_in("/dev/shm")
@@ -48,7 +49,9 @@ fn round(disk: &Disk, step: u32) -> Round {
     let second = joined.cut(2);
     let frames = joined.frames();
     crash::arm_power(step, File::open(disk.root()).expect("mounted"));
+    crash::forget_syncs(forgets);
     let received = receive(&mut joined.store, &frames);
+    crash::forget_syncs(false);
     crash::arm(None);
     drop(joined);
     disk.power_cycle().expect("it mounts again");
@@ -70,7 +73,7 @@ fn what_was_acknowledged_survives_a_power_cut_at_any_step() {
     let Some(disk) = Disk::new(64) else { return };
     let (mut steps, mut acknowledged) = (0, 0);
     loop {
-        let round = round(&disk, steps);
+        let round = round(&disk, steps, false);
         assert_eq!(round.store.copy(), CopyState::Ready, "step {steps}");
         let found = round.store.generation();
         if round.acknowledged {
@@ -101,11 +104,62 @@ fn what_was_acknowledged_survives_a_power_cut_at_any_step() {
 #[test]
 fn a_journal_that_is_not_synced_is_caught() {
     let Some(disk) = Disk::new(64) else { return };
-    crash::forget_syncs(true);
     let lost = (0..60).any(|step| {
-        let round = round(&disk, step);
+        let round = round(&disk, step, true);
         round.acknowledged && round.store.generation() != Some(round.second)
     });
-    crash::forget_syncs(false);
     assert!(lost, "the power cut loses what was not synced");
+}
+
+#[test]
+fn a_first_copy_survives_a_power_cut_at_any_step_or_is_gone_on_with() {
+    let Some(disk) = Disk::new(64) else { return };
+    let (mut steps, mut acknowledged) = (0, 0);
+    loop {
+        let (_home, [from, _, _]) = places();
+        let here = disk.root().join(steps.to_string());
+        fs::create_dir(&here).expect("fresh");
+        let (to, state) = (here.join("to"), here.join("state"));
+        let mut joined = Joined::new(&from, &to, &state);
+        FIRST.iter().for_each(|act| act.play(&from));
+        let first = joined.cut(1);
+        let frames = joined.frames();
+        crash::arm_power(steps, File::open(disk.root()).expect("mounted"));
+        let received = receive(&mut joined.store, &frames);
+        crash::arm(None);
+        // Nothing is open on the disk that is taken away.
+        joined.store = Store::open(
+            ServiceId(1),
+            "s",
+            &from.with_file_name("none"),
+            Roots::new(Vec::new()),
+        )
+        .expect("empty");
+        disk.power_cycle().expect("it mounts again");
+        let store = Store::open(ServiceId(1), "s", &state, Roots::new(vec![to.clone()])).expect("recovers");
+        let ready = store.copy() == CopyState::Ready;
+        if received.is_some() {
+            acknowledged += 1;
+            assert!(
+                ready && store.generation() == Some(first),
+                "step {steps}: it was acknowledged"
+            );
+        }
+        joined.store = store;
+        joined.redial();
+        // Once to ask what is there.
+        joined.deliver();
+        joined.deliver();
+        assert_eq!(joined.store.generation(), Some(first), "step {steps}");
+        assert_eq!(joined.store.copy(), CopyState::Ready, "step {steps}");
+        assert_eq!(tree(&to), tree(&from), "step {steps}");
+        if received == Some(true) {
+            break;
+        }
+        steps += 1;
+    }
+    assert!(
+        steps > 15 && acknowledged > 0,
+        "{steps} steps, {acknowledged} acknowledged"
+    );
 }

@@ -97,6 +97,13 @@ impl PageSet {
         tail
     }
 
+    /// The pages before `page`.
+    pub fn before_page(&self, page: u64) -> PageSet {
+        self.ranges()
+            .map(|pages| pages.start..pages.end.min(page))
+            .collect()
+    }
+
     /// Page ranges in order.
     pub fn ranges(&self) -> impl Iterator<Item = Range<u64>> + '_ {
         self.ranges.iter().map(|(&start, &end)| start..end)
@@ -145,6 +152,7 @@ mod tests {
             prop_assert_eq!(set.len(), expected.len() as u64);
             prop_assert_eq!(set.contains(from), expected.contains(&from));
             prop_assert_eq!(model(&set.from_page(from)), expected.range(from..).copied().collect());
+            prop_assert_eq!(model(&set.before_page(from)), expected.range(..from).copied().collect());
             let ends: Vec<_> = set.ranges().collect();
             prop_assert!(ends.windows(2).all(|pair| pair[0].end < pair[1].start), "{:?}", ends);
         }

@@ -4,6 +4,7 @@ use std::fs::File;
 use std::io;
 use std::ops::Range;
 use std::os::fd::{AsFd as _, AsRawFd, BorrowedFd};
+use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::time::Instant;
 
@@ -12,12 +13,18 @@ use super::pages::{PAGE, PageSet};
 /// Writes pages back and waits. They are clean and write-protected afterwards, so that the next
 /// store into any of them is seen. It waits for the disk: never call it while the workload is frozen.
 pub fn rearm(file: BorrowedFd<'_>, pages: &PageSet) -> io::Result<()> {
+    rearm_all([(file, pages)].into_iter())
+}
+
+fn rearm_all<'a>(files: impl Iterator<Item = (BorrowedFd<'a>, &'a PageSet)> + Clone) -> io::Result<()> {
     const WAIT: u32 =
         libc::SYNC_FILE_RANGE_WAIT_BEFORE | libc::SYNC_FILE_RANGE_WRITE | libc::SYNC_FILE_RANGE_WAIT_AFTER;
     // All on their way first, so that the disk is waited for once and not for each range.
     for flags in [libc::SYNC_FILE_RANGE_WRITE, WAIT] {
-        for range in pages.ranges() {
-            write_back(file, range, flags)?;
+        for (file, pages) in files.clone() {
+            for range in pages.ranges() {
+                write_back(file, range, flags)?;
+            }
         }
     }
     Ok(())
@@ -45,7 +52,7 @@ fn write_back(file: BorrowedFd<'_>, pages: Range<u64>, flags: u32) -> io::Result
 /// the caller is concerned, even if the disk finishes later.
 #[derive(Debug)]
 pub struct Rearmer {
-    batches: Sender<Vec<(File, PageSet)>>,
+    batches: Sender<Vec<(Arc<File>, PageSet)>>,
     done: Receiver<io::Result<()>>,
     busy: bool,
 }
@@ -54,16 +61,14 @@ impl Rearmer {
     /// # Errors
     /// When there can be no thread.
     pub fn start() -> io::Result<Self> {
-        let (batches, inbox) = channel::<Vec<(File, PageSet)>>();
+        let (batches, inbox) = channel::<Vec<(Arc<File>, PageSet)>>();
         let (reply, done) = channel();
         std::thread::Builder::new()
             .name("rearm".to_owned())
             .spawn(move || {
                 for batch in inbox {
-                    let all = batch
-                        .iter()
-                        .try_for_each(|(file, pages)| rearm(file.as_fd(), pages));
-                    if reply.send(all).is_err() {
+                    let files = batch.iter().map(|(file, pages)| (file.as_fd(), pages));
+                    if reply.send(rearm_all(files)).is_err() {
                         return;
                     }
                 }
@@ -79,7 +84,7 @@ impl Rearmer {
     ///
     /// # Errors
     /// When the disk fails.
-    pub fn rearm(&mut self, batch: Vec<(File, PageSet)>, deadline: Option<Instant>) -> io::Result<bool> {
+    pub fn rearm(&mut self, batch: Vec<(Arc<File>, PageSet)>, deadline: Option<Instant>) -> io::Result<bool> {
         if self.busy {
             match self.wait(deadline) {
                 None => return Ok(false),
