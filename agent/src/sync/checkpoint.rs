@@ -9,23 +9,23 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File, OpenOptions};
 use std::io;
 use std::os::unix::ffi::OsStrExt as _;
-use std::os::unix::fs::{FileExt as _, PermissionsExt as _};
+use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
 
-use nix::sys::stat::{UtimensatFlags, utimensat};
-use nix::sys::time::TimeSpec;
 use understudy_common::delta::{
     Body, Change, Digest, Frame, Manifest, Meta, OPS_BYTES_TARGET, Op, RelPath, diff,
 };
 use understudy_common::id::GenerationId;
 use understudy_common::wire;
 
+use super::attributes::{make_node, set_attributes};
 use super::content::{Batches, byte_range, without_content};
 use super::journal::{self, Writer, garbled, step, sync_parent};
 use super::placement::Placement;
 use super::roots::{Roots, read_range};
 
-const METAS_PER_RECORD: usize = 4096;
+/// Attributes in one record of an undo file.
+const METAS_BYTES_TARGET: usize = 1 << 20;
 
 /// Attributes that a generation leaves.
 pub type Metas = BTreeMap<RelPath, Meta>;
@@ -109,13 +109,22 @@ impl Step<'_> {
         } = self;
         let mut out = Writer::create(files.undo.with_extension("undo-part"))?;
         out.append(&wire::encode(head))?;
-        let metas: Vec<(RelPath, Meta)> = with_parents(placement.touched())
+        let metas: Metas = with_parents(placement.touched())
             .into_iter()
-            .filter_map(|path| Some((after.get(&path)?.meta, path)))
+            .filter_map(|path| Some((after.get(&path)?.meta.clone(), path)))
             .map(|(meta, path)| (path, meta))
             .collect();
-        for part in metas.chunks(METAS_PER_RECORD) {
-            out.append(&wire::encode(&Undo::Metas(part.to_vec())))?;
+        let (mut part, mut size) = (Vec::new(), 0);
+        for (path, meta) in &metas {
+            size += path.as_bytes().len() + meta.xattrs_bytes() + 64;
+            part.push((path.clone(), meta.clone()));
+            if size > METAS_BYTES_TARGET {
+                size = 0;
+                out.append(&wire::encode(&Undo::Metas(std::mem::take(&mut part))))?;
+            }
+        }
+        if !part.is_empty() {
+            out.append(&wire::encode(&Undo::Metas(part)))?;
         }
         let back = diff(
             after,
@@ -148,7 +157,7 @@ impl Step<'_> {
             out.append(&wire::encode(&Undo::Ops(ops)))?;
         }
         out.commit(&files.undo)?;
-        Ok(metas.into_iter().collect())
+        Ok(metas)
     }
 
     /// Applies a redo file to the files. Pre-images must be there. May be run again after a crash.
@@ -292,16 +301,20 @@ fn names_arrive(
         dirs.extend(to.parent().map(Path::to_owned));
     }
     step("moves")?;
-    for (path, body) in made {
+    for (path, body) in &made {
         let to = absolute(roots, path)?;
         match body {
-            Body::Dir => continue,
+            Body::Dir | Body::Link { .. } => continue,
             Body::File { .. } => {
                 OpenOptions::new()
                     .create(true)
                     .truncate(false)
                     .write(true)
                     .open(&to)?;
+            }
+            Body::Node(node) => {
+                ignore_missing(fs::remove_file(&to))?;
+                make_node(&to, *node)?;
             }
             Body::Symlink { target } => {
                 let target = Path::new(std::ffi::OsStr::from_bytes(target));
@@ -310,6 +323,14 @@ fn names_arrive(
             }
         }
         dirs.extend(to.parent().map(Path::to_owned));
+    }
+    for (path, body) in &made {
+        if let Body::Link { to } = body {
+            let at = absolute(roots, path)?;
+            ignore_missing(fs::remove_file(&at))?;
+            fs::hard_link(absolute(roots, to)?, &at)?;
+            dirs.extend(at.parent().map(Path::to_owned));
+        }
     }
     Ok(())
 }
@@ -361,29 +382,9 @@ const OPEN_FILES_MAX: usize = 256;
 fn attributes(roots: &Roots, metas: &Metas) -> io::Result<()> {
     // What lies in a directory comes before the directory: its mode may forbid the way in.
     for (path, meta) in metas.iter().rev() {
-        set_attributes(&absolute(roots, path)?, *meta)?;
+        set_attributes(&absolute(roots, path)?, meta)?;
     }
     Ok(())
-}
-
-pub fn set_attributes(path: &Path, meta: Meta) -> io::Result<()> {
-    let is_symlink = fs::symlink_metadata(path)?.is_symlink();
-    std::os::unix::fs::lchown(path, Some(meta.uid), Some(meta.gid))?;
-    if !is_symlink {
-        fs::set_permissions(path, fs::Permissions::from_mode(meta.mode))?;
-    }
-    let time = TimeSpec::new(
-        meta.mtime_ns.div_euclid(1_000_000_000),
-        meta.mtime_ns.rem_euclid(1_000_000_000),
-    );
-    utimensat(
-        nix::fcntl::AT_FDCWD,
-        path,
-        &time,
-        &time,
-        UtimensatFlags::NoFollowSymlink,
-    )
-    .map_err(io::Error::from)
 }
 
 pub fn decode_undo(path: &Path, record: &[u8]) -> io::Result<Undo> {

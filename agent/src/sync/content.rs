@@ -26,6 +26,7 @@ impl Batches {
     pub fn push(&mut self, op: Op) {
         self.size += match &op {
             Op::Write { bytes, .. } => bytes.len() + 64,
+            Op::Create { meta, .. } | Op::Meta { meta, .. } => meta.xattrs_bytes() + 512,
             _ => 512,
         };
         self.open.push(op);

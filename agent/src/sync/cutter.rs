@@ -69,7 +69,8 @@ pub struct Cutter {
     consistency: Consistency,
     freeze_max: Duration,
     work: Manifest,
-    /// All names of each file; never empty. One may be gone already, its name event being on the way.
+    /// All names of each file; never empty. One may be gone already, its name event being on the way. The first
+    /// holds the content in the manifest, the others are links to it.
     paths: HashMap<InodeKey, BTreeSet<RelPath>>,
     keys: HashMap<RelPath, InodeKey>,
     carried: DirtySet,
@@ -631,11 +632,10 @@ impl Cutter {
             },
         };
         let size = file.metadata()?.len();
-        let names = self.paths.get(&key).cloned().unwrap_or_default();
-        let Some(path) = names.first() else {
+        let Some(path) = self.paths.get(&key).and_then(|names| names.first()).cloned() else {
             return Ok(None);
         };
-        let Some(Body::File { len, .. }) = self.work.get(path).map(|entry| &entry.body) else {
+        let Some(Body::File { len, .. }) = self.work.get(&path).map(|entry| &entry.body) else {
             return Ok(None);
         };
         let mut changed = size != *len;
@@ -650,7 +650,7 @@ impl Cutter {
         let Some(Entry {
             body: Body::File { blocks, .. },
             ..
-        }) = self.work.get_mut(path)
+        }) = self.work.get_mut(&path)
         else {
             return Ok(None);
         };
@@ -681,30 +681,10 @@ impl Cutter {
         }
         self.figures.bytes_read += bytes_read;
         if changed {
-            self.touch(path.clone());
+            self.touch(path);
         }
-        self.same_content(&names);
         done?;
         Ok(Some(Read { size, besides }))
-    }
-
-    /// All names of a file hold what its first one does.
-    fn same_content(&mut self, names: &BTreeSet<RelPath>) {
-        let mut others = names.iter();
-        let Some(first) = others.next().filter(|_| names.len() > 1) else {
-            return;
-        };
-        let Some(body) = self.work.get(first).map(|entry| entry.body.clone()) else {
-            return;
-        };
-        for path in others {
-            if let Some(entry) = self.work.get_mut(path)
-                && entry.body != body
-            {
-                entry.body = body.clone();
-                self.touch(path.clone());
-            }
-        }
     }
 
     /// Pages that the source reported so far.

@@ -12,7 +12,8 @@ use std::path::{Path, PathBuf};
 
 use understudy_common::delta::{Body, Manifest, Op, RelPath};
 
-use super::checkpoint::{absolute, set_attributes, with_parents};
+use super::attributes::{make_node, set_attributes};
+use super::checkpoint::{absolute, with_parents};
 use super::journal::{step, sync_parent};
 use super::roots::Roots;
 
@@ -107,6 +108,8 @@ impl Fill {
             Body::Symlink { target } => {
                 std::os::unix::fs::symlink(Path::new(std::ffi::OsStr::from_bytes(target)), at)
             }
+            Body::Node(node) => make_node(&at, *node),
+            Body::Link { to } => fs::hard_link(absolute(&self.roots, to)?, at),
             Body::File { .. } => {
                 let file = OpenOptions::new().write(true).create_new(true).open(at)?;
                 self.keep(path, file);
@@ -142,7 +145,7 @@ impl Fill {
         drop(self.open);
         for path in with_parents(&self.touched).iter().rev() {
             if let Some(entry) = manifest.get(path) {
-                set_attributes(&absolute(&self.roots, path)?, entry.meta)?;
+                set_attributes(&absolute(&self.roots, path)?, &entry.meta)?;
             }
         }
         step("fill attributes")?;

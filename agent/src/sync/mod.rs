@@ -3,6 +3,7 @@
 //! Invariants: nothing waits for the disk inside a freeze; a shadow acknowledges only what is on its
 //! disk; a primary's trouble with one shadow never holds up its workload or the other shadows.
 
+mod attributes;
 mod checkpoint;
 mod content;
 mod cutter;

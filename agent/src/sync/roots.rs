@@ -1,14 +1,17 @@
 //! A service's roots on this host: relative paths to files, and what `lstat` says as a manifest entry.
 
+use std::collections::HashMap;
+use std::collections::hash_map::Entry::{Occupied, Vacant};
 use std::ffi::OsStr;
-use std::fs::{self, File, Metadata};
+use std::fs::{self, File};
 use std::io;
 use std::os::unix::ffi::OsStrExt as _;
 use std::os::unix::fs::{FileExt as _, MetadataExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 
-use understudy_common::delta::{BlockHash, Blocks, Body, Entry, Manifest, Meta, RelPath, block_hashes};
+use understudy_common::delta::{BlockHash, Blocks, Body, Entry, Manifest, RelPath, block_hashes};
 
+use super::attributes::{attributes, node};
 use super::tracker::InodeKey;
 
 /// Bytes read at once.
@@ -82,13 +85,27 @@ impl Roots {
         for number in 0..self.paths.len() {
             self.walk(&RelPath::root(number), &mut paths);
         }
+        paths.sort_unstable();
+        let mut first_names: HashMap<InodeKey, RelPath> = HashMap::new();
         for path in paths {
             let Some(absolute) = self.absolute(&path) else {
                 continue;
             };
-            let Some(mut entry) = look(&absolute)?.and_then(|seen| seen.entry) else {
-                continue;
-            };
+            let Some(seen) = look(&absolute)? else { continue };
+            let Some(mut entry) = seen.entry else { continue };
+            if let Body::File { .. } = entry.body
+                && seen.names > 1
+            {
+                match first_names.entry(seen.key) {
+                    Occupied(first) => {
+                        let to = first.get().clone();
+                        entry.body = Body::Link { to };
+                    }
+                    Vacant(first) => {
+                        first.insert(path.clone());
+                    }
+                }
+            }
             if let Body::File { len, blocks } = &mut entry.body {
                 let file = File::open(&absolute)?;
                 let mut hashes = Blocks::new();
@@ -101,10 +118,12 @@ impl Roots {
     }
 }
 
-/// What `lstat` says; `entry` is none for sockets, pipes and devices, and has no hashes.
+/// What `lstat` says; `entry` is none for sockets, and has no hashes.
 #[derive(Clone, Debug)]
 pub struct Seen {
     pub key: InodeKey,
+    /// How many names it has, anywhere.
+    pub names: u64,
     pub entry: Option<Entry>,
 }
 
@@ -134,31 +153,23 @@ pub fn look(path: &Path) -> io::Result<Option<Seen>> {
             Err(error) => return Err(error),
         }
     } else {
-        None
+        node(&meta).map(Body::Node)
     };
-    let entry = body.map(|body| Entry {
-        meta: attributes(&meta),
-        body,
-    });
+    let entry = match body {
+        Some(body) => {
+            let meta = attributes(path, &meta)?;
+            Some(Entry { meta, body })
+        }
+        None => None,
+    };
     Ok(Some(Seen {
         key: InodeKey {
             dev: meta.dev(),
             ino: meta.ino(),
         },
+        names: meta.nlink(),
         entry,
     }))
-}
-
-fn attributes(meta: &Metadata) -> Meta {
-    Meta {
-        mode: meta.mode() & 0o7777,
-        uid: meta.uid(),
-        gid: meta.gid(),
-        mtime_ns: meta
-            .mtime()
-            .saturating_mul(1_000_000_000)
-            .saturating_add(meta.mtime_nsec()),
-    }
 }
 
 /// Opens the file that `key` names at `path`; `None` when something else is there, or nothing.

@@ -40,7 +40,7 @@ pub enum Change {
 /// for a path of `after` which path of `before` holds the same file; a wrong one costs bytes, not
 /// correctness.
 ///
-/// Renamed files are parked under names of their own first, so that chains and swaps of names need no
+/// Links to files that move or go away go first. Renamed files are parked under names of their own first, so that chains and swaps of names need no
 /// order; then names go away, directories appear, files arrive, contents and attributes follow.
 pub fn diff(
     before: &Manifest,
@@ -54,14 +54,27 @@ pub fn diff(
     };
     let renames = renames(before, after, origin, &paths);
     let sources: BTreeSet<&RelPath> = renames.values().copied().collect();
-    let kept = |path: &RelPath| match (before.get(path), after.get(path)) {
+    let stays = |path: &RelPath| match (before.get(path), after.get(path)) {
         (Some(was), Some(is)) => {
             was.body.same_kind(&is.body) && !sources.contains(path) && !renames.contains_key(path)
         }
         _ => false,
     };
+    let kept = |path: &RelPath| {
+        stays(path)
+            && match after.get(path).map(|is| &is.body) {
+                Some(Body::Link { to }) => stays(to),
+                _ => true,
+            }
+    };
+    let was_link = |path: &RelPath| matches!(before.get(path).map(|was| &was.body), Some(Body::Link { .. }));
 
     let mut out = Vec::new();
+    for &path in &paths {
+        if was_link(path) && !kept(path) {
+            out.push(Change::Unlink { path: path.clone() });
+        }
+    }
     let parks: Vec<RelPath> = parking(before, after).take(renames.len()).collect();
     for (&from, park) in renames.values().zip(&parks) {
         out.push(Change::Rename {
@@ -70,7 +83,7 @@ pub fn diff(
         });
     }
     for &path in paths.iter().rev() {
-        if before.get(path).is_some() && !sources.contains(path) && !kept(path) {
+        if before.get(path).is_some() && !was_link(path) && !sources.contains(path) && !kept(path) {
             out.push(Change::Unlink { path: path.clone() });
         }
     }
@@ -83,7 +96,7 @@ pub fn diff(
         {
             out.push(Change::Create {
                 path: path.clone(),
-                meta: *meta,
+                meta: meta.clone(),
                 body: Body::Dir,
             });
         }
@@ -114,7 +127,7 @@ fn content(path: &RelPath, was: Option<&Entry>, is: &Entry, out: &mut Vec<Change
             _ => {
                 out.push(Change::Create {
                     path: path(),
-                    meta: is.meta,
+                    meta: is.meta.clone(),
                     body: Body::empty_file(),
                 });
                 (0, Blocks::new())
@@ -137,14 +150,14 @@ fn content(path: &RelPath, was: Option<&Entry>, is: &Entry, out: &mut Vec<Change
     } else if was.is_none() && !matches!(is.body, Body::Dir) {
         out.push(Change::Create {
             path: path(),
-            meta: is.meta,
+            meta: is.meta.clone(),
             body: is.body.clone(),
         });
     }
     if was.is_some_and(|was| was.meta != is.meta) {
         out.push(Change::Meta {
             path: path(),
-            meta: is.meta,
+            meta: is.meta.clone(),
         });
     }
 }
@@ -188,7 +201,7 @@ fn parking<'a>(before: &'a Manifest, after: &'a Manifest) -> impl Iterator<Item 
 mod tests {
     use proptest::prelude::*;
 
-    use super::super::{BLOCK, Op, block_hashes};
+    use super::super::{BLOCK, Node, Op, block_hashes};
     use super::*;
 
     type Contents = BTreeMap<RelPath, Vec<u8>>;
@@ -199,6 +212,7 @@ mod tests {
             uid: 0,
             gid: 0,
             mtime_ns: i64::from(tag),
+            xattrs: (0..tag % 3).map(|n| (vec![b'u', n], vec![tag; 3])).collect(),
         }
     }
 
@@ -239,6 +253,13 @@ mod tests {
                 continue;
             }
             let body = match kind % 4 {
+                3 if linkable(&manifest, &path, fill).is_some() => Body::Link {
+                    to: linkable(&manifest, &path, fill).expect("seen"),
+                },
+                0 if fill % 5 == 0 => Body::Node(Node::Char {
+                    major: 1,
+                    minor: u32::from(fill % 3),
+                }),
                 0 => Body::Symlink {
                     target: vec![b'a' + fill % 3],
                 },
@@ -263,6 +284,15 @@ mod tests {
             );
         }
         (manifest, contents)
+    }
+
+    /// A file of an earlier name.
+    fn linkable(manifest: &Manifest, path: &RelPath, fill: u8) -> Option<RelPath> {
+        let files = manifest
+            .iter()
+            .filter(|(other, entry)| *other < path && matches!(entry.body, Body::File { .. }));
+        let files: Vec<&RelPath> = files.map(|(path, _)| path).collect();
+        (!files.is_empty()).then(|| files[usize::from(fill) % files.len()].clone())
     }
 
     fn op(change: Change, contents: &Contents) -> Op {

@@ -239,6 +239,7 @@ mod tests {
                 uid: u32::from(tag),
                 gid: 0,
                 mtime_ns: 0,
+                xattrs: Default::default(),
             },
             body: Body::Dir,
         }

@@ -12,7 +12,9 @@ use crate::wire::CopyState;
 pub const OPS_BYTES_TARGET: usize = 1 << 20;
 /// Generations of earlier epochs that a copy remembers.
 pub const HISTORY_MAX: usize = 16;
+/// Hashes in a page; what is not a hash counts as so many.
 const PAGE_HASHES_TARGET: usize = 64 << 10;
+const HASH_BYTES: usize = size_of::<super::BlockHash>();
 
 /// Where a copy's data comes from.
 #[derive(Clone, Debug, Default, PartialEq, Eq, rkyv::Archive, rkyv::Serialize, rkyv::Deserialize)]
@@ -95,11 +97,12 @@ pub fn pages(manifest: &super::Manifest) -> Vec<Answer> {
     use super::Body;
     let (mut pages, mut entries, mut size) = (Vec::new(), Vec::new(), 0);
     let mut push = |path: &RelPath, entry: Entry, cost: usize| {
+        let xattrs = entry.meta.xattrs_bytes();
         entries.push(PageEntry {
             path: path.clone(),
             entry,
         });
-        size += cost + 16;
+        size += cost + 16 + xattrs.div_ceil(HASH_BYTES);
         if size >= PAGE_HASHES_TARGET {
             size = 0;
             pages.push(Answer::Page {
@@ -120,7 +123,7 @@ pub fn pages(manifest: &super::Manifest) -> Vec<Answer> {
                     push(
                         path,
                         Entry {
-                            meta: entry.meta,
+                            meta: entry.meta.clone(),
                             body,
                         },
                         end - start,
@@ -175,7 +178,7 @@ impl super::Manifest {
     pub fn is_complete(&self) -> bool {
         self.iter().all(|(_, entry)| match &entry.body {
             super::Body::File { len, blocks } => blocks.len() as u64 == len.div_ceil(super::BLOCK),
-            super::Body::Dir | super::Body::Symlink { .. } => true,
+            _ => true,
         })
     }
 }

@@ -1,6 +1,6 @@
 //! What a generation consists of, and the operations that lead from one to the next.
 
-use std::collections::HashSet;
+use std::collections::{BTreeMap, HashSet};
 
 use super::entries::Entries;
 use super::{BLOCK, BlockHash, Blocks, NO_HASH, PathError, RelPath, block_hash, block_hashes};
@@ -13,7 +13,13 @@ const ENTRIES_MAX: usize = 4 << 20;
 /// BLAKE3 over a whole manifest.
 pub type Digest = [u8; 32];
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq, rkyv::Archive, rkyv::Serialize, rkyv::Deserialize)]
+/// Bytes of the names and values of one file's extended attributes; ext4 takes 4 KiB beside the inode.
+pub const XATTRS_BYTES_MAX: usize = 128 << 10;
+
+/// Extended attributes: access lists and capabilities are among them.
+pub type Xattrs = BTreeMap<Vec<u8>, Vec<u8>>;
+
+#[derive(Clone, Debug, PartialEq, Eq, rkyv::Archive, rkyv::Serialize, rkyv::Deserialize)]
 pub struct Meta {
     /// Permission bits only.
     pub mode: u32,
@@ -21,13 +27,40 @@ pub struct Meta {
     pub gid: u32,
     /// Nanoseconds since 1970.
     pub mtime_ns: i64,
+    pub xattrs: Xattrs,
+}
+
+impl Meta {
+    /// Bytes of its extended attributes.
+    pub fn xattrs_bytes(&self) -> usize {
+        let bytes = |(name, value): (&Vec<u8>, &Vec<u8>)| name.len() + value.len();
+        self.xattrs.iter().map(bytes).sum()
+    }
+}
+
+/// What is neither a directory, a file nor a link. A socket is of a running process and is not copied.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, rkyv::Archive, rkyv::Serialize, rkyv::Deserialize)]
+pub enum Node {
+    Fifo,
+    Char { major: u32, minor: u32 },
+    Block { major: u32, minor: u32 },
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, rkyv::Archive, rkyv::Serialize, rkyv::Deserialize)]
 pub enum Body {
     Dir,
-    File { len: u64, blocks: Blocks },
-    Symlink { target: Vec<u8> },
+    File {
+        len: u64,
+        blocks: Blocks,
+    },
+    Symlink {
+        target: Vec<u8>,
+    },
+    Node(Node),
+    /// Another name of the file at `to`, which is the first of its names in order and holds the content.
+    Link {
+        to: RelPath,
+    },
 }
 
 impl Body {
@@ -42,6 +75,8 @@ impl Body {
         match (self, other) {
             (Self::Dir, Self::Dir) | (Self::File { .. }, Self::File { .. }) => true,
             (Self::Symlink { target: a }, Self::Symlink { target: b }) => a == b,
+            (Self::Node(a), Self::Node(b)) => a == b,
+            (Self::Link { to: a }, Self::Link { to: b }) => a == b,
             _ => false,
         }
     }
@@ -62,6 +97,11 @@ impl Entry {
         hasher.update(&meta.uid.to_le_bytes());
         hasher.update(&meta.gid.to_le_bytes());
         hasher.update(&meta.mtime_ns.to_le_bytes());
+        hasher.update(&(meta.xattrs.len() as u64).to_le_bytes());
+        for part in meta.xattrs.iter().flat_map(|(name, value)| [name, value]) {
+            hasher.update(&(part.len() as u64).to_le_bytes());
+            hasher.update(part);
+        }
         match body {
             Body::Dir => {
                 hasher.update(&[1]);
@@ -76,6 +116,22 @@ impl Entry {
                 hasher.update(&(target.len() as u64).to_le_bytes());
                 hasher.update(target);
             }
+            Body::Link { to } => {
+                hasher.update(&[5]);
+                hasher.update(&(to.as_bytes().len() as u64).to_le_bytes());
+                hasher.update(to.as_bytes());
+            }
+            Body::Node(node) => {
+                let (kind, major, minor) = match *node {
+                    Node::Fifo => (0_u32, 0, 0),
+                    Node::Char { major, minor } => (1, major, minor),
+                    Node::Block { major, minor } => (2, major, minor),
+                };
+                hasher.update(&[4]);
+                for part in [kind, major, minor] {
+                    hasher.update(&part.to_le_bytes());
+                }
+            }
         }
     }
 }
@@ -83,7 +139,7 @@ impl Entry {
 /// One step. Paths are checked when it is applied.
 #[derive(Clone, Debug, PartialEq, Eq, rkyv::Archive, rkyv::Serialize, rkyv::Deserialize)]
 pub enum Op {
-    /// A directory, an empty file or a symlink where nothing is.
+    /// A directory, an empty file, a symlink, a node or a link where nothing is.
     Create {
         path: RelPath,
         meta: Meta,
@@ -189,7 +245,7 @@ impl Manifest {
     pub fn bytes(&self) -> u64 {
         let lengths = self.iter().map(|(_, entry)| match entry.body {
             Body::File { len, .. } => len,
-            Body::Dir | Body::Symlink { .. } => 0,
+            Body::Dir | Body::Symlink { .. } | Body::Node(_) | Body::Link { .. } => 0,
         });
         lengths.sum()
     }
@@ -208,6 +264,7 @@ impl Manifest {
         match op {
             Op::Create { path, meta, body } => {
                 self.free(path)?;
+                let meta = permissions(path, meta)?;
                 match body {
                     Body::File { len, blocks } if *len != 0 || !blocks.is_empty() => {
                         return kind(path, "a new file is empty");
@@ -217,12 +274,20 @@ impl Manifest {
                     {
                         return kind(path, "no target for a symlink");
                     }
+                    Body::Link { to } => {
+                        to.check()?;
+                        let names_file =
+                            matches!(self.get(to).map(|entry| &entry.body), Some(Body::File { .. }));
+                        if to >= path || !names_file {
+                            return kind(path, "a link is to a file of an earlier name");
+                        }
+                    }
                     _ => {}
                 }
                 self.entries.insert(
                     path.clone(),
                     Entry {
-                        meta: permissions(*meta),
+                        meta,
                         body: body.clone(),
                     },
                 );
@@ -253,7 +318,7 @@ impl Manifest {
                 resize(len, blocks, *to);
             }
             Op::Meta { path, meta } => {
-                self.entry(path)?.meta = permissions(*meta);
+                self.entry(path)?.meta = permissions(path, meta)?;
             }
             Op::Rename { from, to } => {
                 if matches!(self.entry(from)?.body, Body::Dir) {
@@ -285,7 +350,7 @@ impl Manifest {
     fn file(&mut self, path: &RelPath) -> Result<(&mut u64, &mut Blocks), OpError> {
         match &mut self.entry(path)?.body {
             Body::File { len, blocks } => Ok((len, blocks)),
-            Body::Dir | Body::Symlink { .. } => Err(OpError::Kind {
+            Body::Dir | Body::Symlink { .. } | Body::Node(_) | Body::Link { .. } => Err(OpError::Kind {
                 path: path.clone(),
                 why: "not a file",
             }),
@@ -318,11 +383,14 @@ fn kind(path: &RelPath, why: &'static str) -> Applied {
     })
 }
 
-fn permissions(meta: Meta) -> Meta {
-    Meta {
-        mode: meta.mode & 0o7777,
-        ..meta
+fn permissions(path: &RelPath, meta: &Meta) -> Result<Meta, OpError> {
+    if meta.xattrs_bytes() > XATTRS_BYTES_MAX {
+        return Err(OpError::Limit(path.clone()));
     }
+    Ok(Meta {
+        mode: meta.mode & 0o7777,
+        ..meta.clone()
+    })
 }
 
 /// What a change of length does to the hashes: new blocks are zeros; the block in which the shorter

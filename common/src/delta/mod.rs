@@ -13,7 +13,9 @@ mod path;
 pub use blocks::Blocks;
 pub use diff::{Change, diff};
 pub use frame::{Answer, Frame, HISTORY_MAX, Identifiers, OPS_BYTES_TARGET, PageEntry, pages};
-pub use manifest::{Applied, Body, Digest, Entry, FILE_BYTES_MAX, Manifest, Meta, Op, OpError};
+pub use manifest::{
+    Applied, Body, Digest, Entry, FILE_BYTES_MAX, Manifest, Meta, Node, Op, OpError, XATTRS_BYTES_MAX, Xattrs,
+};
 pub use path::{PathError, ROOTS_MAX, RelPath};
 
 /// Bytes in a block; the same as a page of the change tracker.

@@ -68,6 +68,7 @@ impl Cutter {
             let Some(Seen {
                 key,
                 entry: Some(entry),
+                ..
             }) = now
             else {
                 continue;
@@ -89,7 +90,10 @@ impl Cutter {
             (Some(key), Some(now)) if *key == now.key => {
                 let was = self.work.get(path);
                 was.zip(now.entry.as_ref())
-                    .is_some_and(|(was, is)| was.body.same_kind(&is.body))
+                    .is_some_and(|(was, is)| match (&was.body, &is.body) {
+                        (Body::Link { .. }, Body::File { .. }) => true,
+                        (was, is) => was.same_kind(is),
+                    })
             }
             _ => false,
         }
@@ -104,9 +108,40 @@ impl Cutter {
             return;
         };
         names.remove(path);
-        if names.is_empty() {
-            self.paths.remove(&key);
-            moved.extend(entry.map(|entry| (key, (origin, entry))));
+        match entry {
+            entry if names.is_empty() => {
+                self.paths.remove(&key);
+                moved.extend(entry.map(|entry| (key, (origin, entry))));
+            }
+            Some(Entry { body, .. }) if matches!(body, Body::File { .. }) => {
+                self.hold(key, body, Some(origin));
+            }
+            _ => {}
+        }
+    }
+
+    /// Gives a file's content to the first of its names, where it was at `origin` if the name did not hold it; the
+    /// others are links to that.
+    fn hold(&mut self, key: InodeKey, body: Body, origin: Option<RelPath>) {
+        let mut names = self.paths.get(&key).cloned().unwrap_or_default().into_iter();
+        let Some(first) = names.next() else { return };
+        if let Some(origin) = origin {
+            self.delta.origin.insert(first.clone(), origin);
+        }
+        for name in names {
+            self.delta.origin.remove(&name);
+            let to = first.clone();
+            self.put(name, Body::Link { to });
+        }
+        self.put(first, body);
+    }
+
+    fn put(&mut self, path: RelPath, body: Body) {
+        if self.work.get(&path).is_some_and(|entry| entry.body != body)
+            && let Some(entry) = self.work.get_mut(&path)
+        {
+            entry.body = body;
+            self.touch(path);
         }
     }
 
@@ -123,18 +158,7 @@ impl Cutter {
         // Inodes are used again: only the source knows whether this is the file that it watches.
         let is_new = is_file && !(same_inode && is_watched) && self.watch(&path, key)?;
         if same_inode && !is_new {
-            let Some(entry) = self.work.get(&path) else {
-                return Ok(());
-            };
-            if !same_size(entry, &now) {
-                self.carried.pages.entry(key).or_default();
-            } else if entry.meta == now.meta {
-                return Ok(());
-            }
-            if let Some(entry) = self.work.get_mut(&path) {
-                entry.meta = now.meta;
-            }
-            self.touch(path);
+            self.look_again(path, key, now);
             return Ok(());
         }
         self.touch(path.clone());
@@ -158,26 +182,44 @@ impl Cutter {
             }
             self.detach(&old, key, moved);
         }
-        let body = match (moved.remove(&key), other) {
-            (Some((origin, entry)), _) if !is_new => {
-                self.delta.origin.insert(path.clone(), origin);
-                self.carried.pages.entry(key).or_default();
-                entry.body
+        let holder = self.paths.get(&key).and_then(|names| names.first()).cloned();
+        let (body, origin) = match (moved.remove(&key), holder) {
+            (Some((origin, entry)), _) if !is_new => (Some(entry.body), Some(origin)),
+            (_, Some(holder)) if !is_new && other.is_some() => {
+                let body = self.work.get(&holder).map(|entry| entry.body.clone());
+                let takes_over = path < holder;
+                let origin = takes_over.then(|| self.delta.origin.remove(&holder).unwrap_or(holder));
+                (body, origin)
             }
-            (_, Some(other)) if !is_new => {
-                self.carried.pages.entry(key).or_default();
-                let known = self.work.get(&other).map(|entry| entry.body.clone());
-                known.unwrap_or_else(Body::empty_file)
-            }
-            _ => {
-                self.carried.pages.entry(key).or_default().insert(0..PageSet::END);
-                Body::empty_file()
-            }
+            _ => (None, None),
         };
-        let meta = now.meta;
-        self.work.insert(path.clone(), Entry { meta, body });
+        let pages = self.carried.pages.entry(key).or_default();
+        if body.is_none() {
+            pages.insert(0..PageSet::END);
+        }
+        let (meta, empty) = (now.meta, Body::empty_file());
+        self.work.insert(path.clone(), Entry { meta, body: empty });
         self.paths.entry(key).or_default().insert(path);
+        self.hold(key, body.unwrap_or_else(Body::empty_file), origin);
         Ok(())
+    }
+
+    /// A name of the file that it was a name of before.
+    fn look_again(&mut self, path: RelPath, key: InodeKey, now: Entry) {
+        let holder = match self.paths.get(&key).and_then(|names| names.first()) {
+            Some(first) => first.clone(),
+            None => path.clone(),
+        };
+        if !self.work.get(&holder).is_some_and(|entry| same_size(entry, &now)) {
+            self.carried.pages.entry(key).or_default();
+            self.touch(holder);
+        }
+        if self.work.get(&path).is_some_and(|entry| entry.meta != now.meta)
+            && let Some(entry) = self.work.get_mut(&path)
+        {
+            entry.meta = now.meta;
+            self.touch(path);
+        }
     }
 
     /// Whether the source did not watch this very file before. One that is gone again is news to come.

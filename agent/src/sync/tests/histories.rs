@@ -18,6 +18,7 @@ use crate::sync::roots::Roots;
 use crate::sync::scan::ScanSource;
 use crate::sync::shipper::{Cut, Pipe, Shipper, UNACKED_MAX};
 use crate::sync::store::Store;
+use crate::sync::testdisk::Disk;
 use crate::sync::tracker::ChangeSource;
 
 pub fn acts() -> impl Strategy<Value = Vec<Vec<Act>>> {
@@ -32,6 +33,9 @@ pub fn acts() -> impl Strategy<Value = Vec<Vec<Act>>> {
         1 => any::<u8>().prop_map(|dir| Act::RemoveDir { dir }),
         1 => (any::<u8>(), any::<u8>()).prop_map(|(from, to)| Act::RenameDir { from, to }),
         1 => (any::<u8>(), any::<u8>()).prop_map(|(file, target)| Act::Symlink { file, target }),
+        3 => (any::<u8>(), any::<u8>()).prop_map(|(from, to)| Act::Link { from, to }),
+        1 => (any::<u8>(), any::<u8>(), any::<u8>()).prop_map(|(file, name, len)| Act::Xattr { file, name, len }),
+        1 => (any::<u8>(), any::<bool>()).prop_map(|(name, device)| Act::Node { name, device }),
     ];
     proptest::collection::vec(proptest::collection::vec(act, 0..8), 1..6)
 }
@@ -230,6 +234,44 @@ fn a_first_copy_is_sent_while_it_is_read() {
     joined.deliver();
     assert_eq!(tree(&to), tree(&from));
     assert_eq!(joined.store.copy(), CopyState::Ready);
+}
+
+/// VFS_CAP_REVISION_2 with CAP_NET_BIND_SERVICE, permitted and effective (linux/capability.h).
+const CAPABILITY: [u8; 20] = [1, 0, 0, 2, 0, 4, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
+/// Version 2: the owner reads and writes, user 1 reads, the group and others nothing (linux/posix_acl_xattr.h).
+const ACCESS_LIST: [u8; 44] = [
+    2, 0, 0, 0, 1, 0, 6, 0, 255, 255, 255, 255, 2, 0, 4, 0, 1, 0, 0, 0, 4, 0, 0, 0, 255, 255, 255, 255, 16,
+    0, 4, 0, 255, 255, 255, 255, 32, 0, 0, 0, 255, 255, 255, 255,
+];
+
+#[test]
+fn owners_access_lists_and_capabilities_are_carried_also_when_the_content_changes() {
+    let Some(disk) = Disk::new(64) else { return };
+    let [from, to, state] = ["from", "to", "state"].map(|name| disk.root().join(name));
+    std::fs::create_dir(&from).expect("fresh");
+    let program = from.join("program");
+    let give = |version: &str| {
+        std::fs::write(&program, version).expect("room");
+        // Writing took them away.
+        xattr::set(&program, "security.capability", &CAPABILITY).expect("root may");
+    };
+    give("one");
+    std::os::unix::fs::lchown(&program, Some(7), Some(8)).expect("root may");
+    xattr::set(&program, "system.posix_acl_access", &ACCESS_LIST).expect("ext4 has them");
+    give("one");
+    let mut joined = Joined::new(&from, &to, &state);
+    for n in 1..4 {
+        joined.cut(n);
+        joined.deliver();
+        assert_eq!(tree(&to), tree(&from), "generation {n}");
+        let there = |name| xattr::get(to.join("program"), name).expect("readable");
+        assert_eq!(there("security.capability").as_deref(), Some(&CAPABILITY[..]));
+        assert_eq!(
+            there("system.posix_acl_access").as_deref(),
+            Some(&ACCESS_LIST[..])
+        );
+        give(&"more".repeat(n as usize));
+    }
 }
 
 #[test]

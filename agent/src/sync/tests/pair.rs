@@ -30,6 +30,9 @@ pub enum Act {
     RemoveDir { dir: u8 },
     RenameDir { from: u8, to: u8 },
     Symlink { file: u8, target: u8 },
+    Link { from: u8, to: u8 },
+    Xattr { file: u8, name: u8, len: u8 },
+    Node { name: u8, device: bool },
 }
 
 /// Files 0 to 3 lie in the root, the others in two directories.
@@ -85,6 +88,31 @@ impl Act {
                 root.join(format!("d{}", from % 2)),
                 root.join(format!("d{}", to % 2)),
             ),
+            Self::Link { from, to } => fs::hard_link(file(root, from), file(root, to)),
+            Self::Xattr {
+                file: number,
+                name,
+                len,
+            } => {
+                let (path, name) = (file(root, number), format!("user.n{}", name % 3));
+                if len % 4 == 0 {
+                    xattr::remove(path, name)
+                } else {
+                    xattr::set(path, name, &vec![b'v'; usize::from(len)])
+                }
+            }
+            Self::Node { name, device } => {
+                let path = root.join(format!("n{}", name % 3));
+                let (kind, null) = if device {
+                    (nix::sys::stat::SFlag::S_IFCHR, nix::sys::stat::makedev(1, 3))
+                } else {
+                    (nix::sys::stat::SFlag::S_IFIFO, 0)
+                };
+                let mode = nix::sys::stat::Mode::S_IRUSR;
+                nix::sys::stat::mknod(&path, kind, mode, null)
+                    .map_err(Into::into)
+                    .or_else(|_: std::io::Error| fs::remove_file(path))
+            }
             Self::Symlink { file: number, target } => {
                 std::os::unix::fs::symlink(format!("to-{}", target % 3), file(root, number))
             }
