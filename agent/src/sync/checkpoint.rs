@@ -9,7 +9,6 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File, OpenOptions};
 use std::io;
 use std::os::unix::ffi::OsStrExt as _;
-use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
 
 use understudy_common::delta::{
@@ -22,7 +21,7 @@ use super::attributes::{make_node, set_attributes};
 use super::content::{Batches, byte_range, without_content};
 use super::journal::{self, Writer, garbled, step, sync_parent};
 use super::placement::Placement;
-use super::roots::{Roots, read_range};
+use super::roots::{Roots, read_range, write_range};
 
 /// Attributes in one record of an undo file.
 const METAS_BYTES_TARGET: usize = 1 << 20;
@@ -368,7 +367,7 @@ fn contents(files: &Files, roots: &Roots, placement: &Placement) -> io::Result<B
             Op::Truncate { len, .. } => file.set_len(len),
             Op::Write { offset, bytes, .. } => {
                 step("write")?;
-                file.write_all_at(&bytes, offset)
+                write_range(file, offset, &bytes)
             }
             Op::Meta { .. } | Op::Rename { .. } | Op::Unlink { .. } => Ok(()),
         }

@@ -12,13 +12,13 @@ use std::io;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use understudy_common::delta::{BLOCK, Body, Entry, Manifest, Op, RelPath, block_hash};
+use understudy_common::delta::{BLOCK, Body, Entry, Manifest, Op, RelPath, block_hash, zeros};
 use understudy_common::spec::Consistency;
 use understudy_common::units::BootTime;
 use understudy_common::wire::SyncFigures;
 
 use self::names::same_size;
-use super::roots::{Roots, open_file, read_range};
+use super::roots::{Roots, is_sparse, open_file, parts, read_range};
 use super::tracker::{ChangeSource, DirtySet, InodeKey, PAGE, PageSet, Rearmer};
 use crate::clock::boot_time;
 use crate::workload::{FreezeError, Freezer};
@@ -29,6 +29,8 @@ const ROUNDS_MAX: u32 = 4;
 const ROUND_BYTES_SMALL: u64 = 4 << 20;
 /// More than this is not read inside a freeze, but live in the next round.
 const FROZEN_BYTES_MAX: u64 = 32 << 20;
+/// Shorter ranges are read without a look for holes.
+const HOLES_BYTES_MIN: u64 = 1 << 20;
 /// After this many discarded cuts in a row the next one is made whatever it costs.
 const DISCARDS_MAX: u32 = 3;
 /// Cycles in a row that trust the source's word that nothing happened. What it lost and cannot know of it finds
@@ -631,7 +633,8 @@ impl Cutter {
                 None => return Ok(None),
             },
         };
-        let size = file.metadata()?.len();
+        let meta = file.metadata()?;
+        let size = meta.len();
         let Some(path) = self.paths.get(&key).and_then(|names| names.first()).cloned() else {
             return Ok(None);
         };
@@ -661,7 +664,27 @@ impl Cutter {
         let mut pages = pages.clone();
         pages.union(&besides);
         let (mut bytes_read, mut done) = (0, Ok(0));
+        let mut todo = Vec::new();
         for range in pages.byte_ranges(size) {
+            if range.end - range.start < HOLES_BYTES_MIN || !is_sparse(&meta) {
+                todo.push((range, true));
+            } else {
+                // What cannot be asked for can be read.
+                let found = parts(&file, range.clone());
+                todo.extend(found.unwrap_or_else(|_| vec![(range, true)]));
+            }
+        }
+        let zero = zeros(BLOCK);
+        for (range, has_data) in todo {
+            if !has_data {
+                for number in range.start / BLOCK..range.end.div_ceil(BLOCK) {
+                    let len = range.end - number * BLOCK;
+                    let hash = if len < BLOCK { zeros(len) } else { zero };
+                    changed |= blocks.set(number as usize, hash);
+                    self.content.remove(&(key, number));
+                }
+                continue;
+            }
             done = read_range(&file, range, |offset, bytes| {
                 bytes_read += bytes.len() as u64;
                 for (at, block) in bytes.chunks(BLOCK as usize).enumerate() {

@@ -7,7 +7,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File, OpenOptions};
 use std::io;
 use std::os::unix::ffi::OsStrExt as _;
-use std::os::unix::fs::{FileExt as _, OpenOptionsExt as _};
+use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 
 use understudy_common::delta::{Body, Manifest, Op, RelPath};
@@ -15,7 +15,7 @@ use understudy_common::delta::{Body, Manifest, Op, RelPath};
 use super::attributes::{make_node, set_attributes};
 use super::checkpoint::{absolute, with_parents};
 use super::journal::{step, sync_parent};
-use super::roots::Roots;
+use super::roots::{Roots, write_range};
 
 /// Files kept open from one operation to the next.
 const OPEN_FILES_MAX: usize = 128;
@@ -71,7 +71,7 @@ impl Fill {
         step("fill")?;
         match op {
             Op::Create { path, body, .. } => self.create(path, body),
-            Op::Write { path, offset, bytes } => self.file(path)?.write_all_at(bytes, *offset),
+            Op::Write { path, offset, bytes } => write_range(self.file(path)?, *offset, bytes),
             Op::Truncate { path, len } => self.file(path)?.set_len(*len),
             Op::Meta { path, .. } => {
                 self.touched.insert(path.clone());

@@ -9,7 +9,10 @@ use std::os::unix::ffi::OsStrExt as _;
 use std::os::unix::fs::{FileExt as _, MetadataExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 
-use understudy_common::delta::{BlockHash, Blocks, Body, Entry, Manifest, RelPath, block_hashes};
+use understudy_common::delta::{BLOCK, Blocks, Body, Entry, Manifest, RelPath, block_hashes, zeros};
+
+use nix::fcntl::{FallocateFlags, fallocate};
+use nix::unistd::{Whence, lseek64};
 
 use super::attributes::{attributes, node};
 use super::tracker::InodeKey;
@@ -107,10 +110,7 @@ impl Roots {
                 }
             }
             if let Body::File { len, blocks } = &mut entry.body {
-                let file = File::open(&absolute)?;
-                let mut hashes = Blocks::new();
-                *len = read_range(&file, 0..*len, |_, bytes| hashes.extend(block_hashes(bytes)))?;
-                *blocks = hashes;
+                (*len, *blocks) = hash_file(&File::open(&absolute)?)?;
             }
             manifest.insert(path, entry);
         }
@@ -240,14 +240,102 @@ pub fn read_range(
     Ok(at)
 }
 
-/// Hashes of a whole file as it is now.
+/// Whether a file has holes, or may have.
+pub fn is_sparse(meta: &fs::Metadata) -> bool {
+    const SECTOR: u64 = 512;
+    meta.blocks() * SECTOR < meta.len()
+}
+
+/// Cuts a byte range that begins on a block into parts with data (true) and holes of whole blocks, which read as
+/// zeros. Data that is not on disk yet counts as data.
+///
+/// # Errors
+/// When the file cannot be asked.
+pub fn parts(file: &File, range: std::ops::Range<u64>) -> io::Result<Vec<(std::ops::Range<u64>, bool)>> {
+    let seek = |at: u64, whence| match lseek64(file, i64::try_from(at).unwrap_or(i64::MAX), whence) {
+        Ok(found) => Ok(u64::try_from(found).unwrap_or(0).clamp(at, range.end)),
+        // Nothing of the kind behind it.
+        Err(nix::Error::ENXIO) => Ok(range.end),
+        Err(error) => Err(io::Error::from(error)),
+    };
+    let (mut parts, mut at) = (Vec::new(), range.start);
+    while at < range.end {
+        let data = seek(at, Whence::SeekData)?;
+        let hole_end = if data == range.end {
+            data
+        } else {
+            data / BLOCK * BLOCK
+        };
+        if hole_end > at {
+            parts.push((at..hole_end, false));
+            at = hole_end;
+        }
+        if at < range.end {
+            let end = seek(data.max(at), Whence::SeekHole)?
+                .next_multiple_of(BLOCK)
+                .min(range.end);
+            parts.push((at..end, true));
+            at = end;
+        }
+    }
+    Ok(parts)
+}
+
+/// Writes bytes that begin on a block; blocks of zeros become holes where the file system has such.
+///
+/// # Errors
+/// When the disk is full or fails.
+pub fn write_range(file: &File, offset: u64, bytes: &[u8]) -> io::Result<()> {
+    let zero = |block: &[u8]| block.len() == BLOCK as usize && block.iter().all(|byte| *byte == 0);
+    let mut at = 0;
+    for run in bytes
+        .chunks(BLOCK as usize)
+        .collect::<Vec<_>>()
+        .chunk_by(|a, b| zero(a) == zero(b))
+    {
+        let len: usize = run.iter().map(|block| block.len()).sum();
+        let (from, content) = (offset + at as u64, &bytes[at..at + len]);
+        if !zero(run[0]) || !punch(file, from, len as u64)? {
+            file.write_all_at(content, from)?;
+        }
+        at += len;
+    }
+    Ok(())
+}
+
+/// False where the file system has no holes.
+fn punch(file: &File, offset: u64, len: u64) -> io::Result<bool> {
+    let flags = FallocateFlags::FALLOC_FL_PUNCH_HOLE | FallocateFlags::FALLOC_FL_KEEP_SIZE;
+    let (Ok(from), Ok(count)) = (i64::try_from(offset), i64::try_from(len)) else {
+        return Ok(false);
+    };
+    match fallocate(file, flags, from, count) {
+        Ok(()) => Ok(true),
+        Err(nix::Error::EOPNOTSUPP) => Ok(false),
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// Length and hashes of a whole file as it is now.
 ///
 /// # Errors
 /// When reading fails.
-pub fn hash_file(file: &File) -> io::Result<(u64, Vec<BlockHash>)> {
-    let mut hashes = Vec::new();
-    let len = read_range(file, 0..u64::MAX / 2, |_, bytes| {
-        hashes.extend(block_hashes(bytes))
-    })?;
-    Ok((len, hashes))
+fn hash_file(file: &File) -> io::Result<(u64, Blocks)> {
+    let meta = file.metadata()?;
+    let (mut hashes, mut end) = (Blocks::new(), 0);
+    let parts = if is_sparse(&meta) {
+        parts(file, 0..meta.len())?
+    } else {
+        vec![(0..meta.len(), true)]
+    };
+    for (part, has_data) in parts {
+        if has_data {
+            end = read_range(file, part, |_, bytes| hashes.extend(block_hashes(bytes)))?;
+        } else {
+            hashes.resize((part.end / BLOCK) as usize, zeros(BLOCK));
+            hashes.extend((part.end % BLOCK > 0).then(|| zeros(part.end % BLOCK)));
+            end = part.end;
+        }
+    }
+    Ok((end, hashes))
 }

@@ -415,6 +415,7 @@ pub(super) fn resize(len: &mut u64, blocks: &mut Blocks, to: u64) {
     *len = to;
 }
 
-fn zeros(len: u64) -> BlockHash {
+/// The hash of so many zeros, of a block at most.
+pub fn zeros(len: u64) -> BlockHash {
     block_hash(&[0; BLOCK as usize][..len as usize])
 }

@@ -14,7 +14,8 @@ pub use blocks::Blocks;
 pub use diff::{Change, diff};
 pub use frame::{Answer, Frame, HISTORY_MAX, Identifiers, OPS_BYTES_TARGET, PageEntry, pages};
 pub use manifest::{
-    Applied, Body, Digest, Entry, FILE_BYTES_MAX, Manifest, Meta, Node, Op, OpError, XATTRS_BYTES_MAX, Xattrs,
+    Applied, Body, Digest, Entry, FILE_BYTES_MAX, Manifest, Meta, Node, Op, OpError, XATTRS_BYTES_MAX,
+    Xattrs, zeros,
 };
 pub use path::{PathError, ROOTS_MAX, RelPath};
 

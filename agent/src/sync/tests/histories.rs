@@ -1,10 +1,12 @@
 //! Random histories, played while generations are cut, shipped over memory and applied.
 
+use std::os::unix::fs::{FileExt as _, MetadataExt as _};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
+use nix::fcntl::{FallocateFlags, fallocate};
 use proptest::prelude::*;
 use tokio::sync::mpsc;
 use understudy_common::delta::{Frame, Identifiers};
@@ -234,6 +236,32 @@ fn a_first_copy_is_sent_while_it_is_read() {
     joined.deliver();
     assert_eq!(tree(&to), tree(&from));
     assert_eq!(joined.store.copy(), CopyState::Ready);
+}
+
+#[test]
+fn sparse_files_stay_sparse_and_holes_are_not_read() {
+    let Some(disk) = Disk::new(64) else { return };
+    let [from, to, state] = ["from", "to", "state"].map(|name| disk.root().join(name));
+    std::fs::create_dir(&from).expect("fresh");
+    let file = std::fs::File::create(from.join("image")).expect("room");
+    file.set_len(10 << 30).expect("a hole");
+    for at in [0, 3 << 20, 7 << 30] {
+        file.write_all_at(&[9; 3 * 4096], at).expect("room");
+    }
+    let mut joined = Joined::new(&from, &to, &state);
+    joined.cut(1);
+    joined.deliver();
+    let allocated = |dir: &Path| std::fs::metadata(dir.join("image")).expect("there").blocks() * 512;
+    assert_eq!(allocated(&to), allocated(&from));
+    assert!(joined.figures().bytes_read < 1 << 20, "{:?}", joined.figures());
+    assert_eq!(tree(&to), tree(&from));
+
+    let punch = FallocateFlags::FALLOC_FL_PUNCH_HOLE | FallocateFlags::FALLOC_FL_KEEP_SIZE;
+    fallocate(&file, punch, 3 << 20, 2 * 4096).expect("ext4 has holes");
+    joined.cut(2);
+    joined.deliver();
+    assert_eq!(allocated(&to), allocated(&from));
+    assert_eq!(tree(&to), tree(&from));
 }
 
 /// VFS_CAP_REVISION_2 with CAP_NET_BIND_SERVICE, permitted and effective (linux/capability.h).
