@@ -470,6 +470,7 @@ impl Agent {
                 host: self.config.host,
                 spec: spec.clone(),
                 state_dir: self.config.state_dir.clone(),
+                scrub_bytes_s: self.config.scrub_bytes_s,
                 cgroup,
                 thaw_guard: Arc::clone(&self.thaw_guard),
                 endpoint: self.endpoint.clone(),

@@ -15,6 +15,10 @@ use crate::telemetry::TelemetryConfig;
 /// More coordinators than this only slow commits down.
 pub const COORDINATORS_MAX: usize = 7;
 const NAME_MAX: usize = 64;
+/// A tenth of a percent of a core; 8 GiB take four and a half hours.
+const SCRUB_KIB_S: u64 = 512;
+/// 1 GiB/s, more than one thread reads and hashes.
+const SCRUB_KIB_S_MAX: u64 = 1 << 20;
 
 #[derive(Debug, thiserror::Error)]
 pub enum ConfigError {
@@ -52,6 +56,8 @@ struct Raw {
     bpf: RawBpf,
     workload: RawWorkload,
     #[serde(default)]
+    sync: RawSync,
+    #[serde(default)]
     domain: Domain,
 }
 
@@ -82,6 +88,20 @@ struct RawWorkload {
     cgroup: PathBuf,
 }
 
+#[derive(Debug, serde::Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct RawSync {
+    scrub_kib_s: u64,
+}
+
+impl Default for RawSync {
+    fn default() -> Self {
+        Self {
+            scrub_kib_s: SCRUB_KIB_S,
+        }
+    }
+}
+
 /// A coordinator and where it listens.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Coordinator {
@@ -95,6 +115,8 @@ pub struct AgentConfig {
     pub name: String,
     /// On a disk of the host's own: the copies' journals are written here.
     pub state_dir: PathBuf,
+    /// How fast the files of each service are read again to find what no mark told; 0 is never.
+    pub scrub_bytes_s: u64,
     /// Where other hosts' agents reach this one; also told to the coordinators.
     pub listen: SocketAddr,
     pub credentials: Credentials,
@@ -210,6 +232,10 @@ impl AgentConfig {
             host,
             name: raw.name,
             state_dir: file.absolute("state_dir", raw.state_dir)?,
+            scrub_bytes_s: match raw.sync.scrub_kib_s {
+                kib @ ..=SCRUB_KIB_S_MAX => kib << 10,
+                _ => return Err(file.refuse("sync.scrub_kib_s", format!("0 to {SCRUB_KIB_S_MAX}"))),
+            },
             listen,
             credentials,
             certificate: file.resolve(&identity.cert),

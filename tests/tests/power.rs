@@ -82,6 +82,7 @@ async fn pair(from: &Path, state: &Path, disk: &Path, epoch: u64) -> Result<Pair
         state_dir: state.to_owned(),
         consistency: Consistency::Live,
         freeze_ms_max: 50,
+        scrub_bytes_s: 0,
         freezer: None,
         source: Box::new(ScanSource::new(vec![from.to_owned()])),
         start: None,
@@ -100,6 +101,7 @@ async fn open(disk: &Path) -> Result<Shadow> {
         name: "s".to_owned(),
         paths: vec![disk.join("data")],
         state_dir: disk.join("state"),
+        scrub_bytes_s: 0,
     };
     Ok(Shadow::open(settings).await?)
 }

@@ -55,6 +55,7 @@ pub struct DriverSettings {
     pub host: HostId,
     pub spec: ServiceSpec,
     pub state_dir: PathBuf,
+    pub scrub_bytes_s: u64,
     pub cgroup: Cgroup,
     pub thaw_guard: Arc<ThawGuard>,
     pub endpoint: Endpoint,
@@ -301,6 +302,7 @@ impl Worker {
             state_dir: self.settings.state_dir.clone(),
             consistency: spec.consistency,
             freeze_ms_max: spec.freeze_ms_max,
+            scrub_bytes_s: self.settings.scrub_bytes_s,
             freezer: Some(Arc::new(freezer)),
             source,
             start,
@@ -362,6 +364,7 @@ impl Worker {
             name: self.settings.spec.name.clone(),
             paths: self.paths(),
             state_dir: self.settings.state_dir.clone(),
+            scrub_bytes_s: self.settings.scrub_bytes_s,
         };
         Shadow::open(settings).await.map_err(|error| sync::chain(&error))
     }

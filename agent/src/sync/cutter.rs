@@ -19,7 +19,8 @@ use understudy_common::wire::SyncFigures;
 
 use self::names::same_size;
 use super::roots::{Roots, is_sparse, open_file, parts, read_range};
-use super::tracker::{ChangeSource, DirtySet, InodeKey, PAGE, PageSet, Rearmer};
+use super::scrub::{Odd, Scrub};
+use super::tracker::{ChangeSource, ChangedName, DirtySet, InodeKey, PAGE, PageSet, Rearmer};
 use crate::clock::boot_time;
 use crate::workload::{FreezeError, Freezer};
 
@@ -89,6 +90,9 @@ pub struct Cutter {
     discards: u32,
     skips: u32,
     freezes_us: Vec<u64>,
+    scrub: Scrub,
+    /// Blocks that were read and are not as the manifest says. The next cycle knows whether a mark tells why.
+    suspects: BTreeMap<InodeKey, PageSet>,
     /// When the last cut was begun: it holds everything that was written before.
     cut_at: BootTime,
     pub figures: SyncFigures,
@@ -149,6 +153,8 @@ impl Cutter {
             discards: 0,
             skips: 0,
             freezes_us: Vec::new(),
+            scrub: Scrub::new(0),
+            suspects: BTreeMap::new(),
             cut_at: BootTime::ZERO,
             figures: SyncFigures::default(),
         }
@@ -288,7 +294,80 @@ impl Cutter {
             && !self.fell_back
             && self.carried.is_empty()
             && self.delta.touched.is_empty()
+            && self.suspects.is_empty()
             && !self.source.pending()
+    }
+
+    /// Bytes a second that [`Cutter::scrub`] reads.
+    pub fn set_scrub_rate(&mut self, rate: u64) {
+        self.scrub = Scrub::new(rate);
+    }
+
+    /// Reads as much again as so much time allows.
+    ///
+    /// # Errors
+    /// When a file cannot be read.
+    pub fn scrub(&mut self, elapsed: Duration) -> io::Result<()> {
+        // What is known to be incomplete is read anyway.
+        if self.behind || self.carried.all_unknown || self.carried.names.walk_all {
+            return Ok(());
+        }
+        let (keys, roots) = (&self.keys, &self.roots);
+        let open = |path: &RelPath| match keys.get(path).zip(roots.absolute(path)) {
+            Some((key, absolute)) => open_file(&absolute, *key),
+            None => Ok(None),
+        };
+        let found = self.scrub.step(elapsed, &self.work, open)?;
+        self.figures.scrubbed_bytes = self.scrub.figures.bytes;
+        self.figures.scrubs = self.scrub.figures.passes;
+        for Odd { path, block } in found {
+            let Some(&key) = self.keys.get(&path) else {
+                continue;
+            };
+            if !self
+                .carried
+                .pages
+                .get(&key)
+                .is_some_and(|pages| pages.contains(block))
+            {
+                self.suspects.entry(key).or_default().insert(block..block + 1);
+            }
+        }
+        Ok(())
+    }
+
+    /// Has suspects read, and counts those that no mark in `dirty` tells of.
+    fn judge(&mut self, dirty: &mut DirtySet) {
+        for (key, suspects) in std::mem::take(&mut self.suspects) {
+            let names = self.paths.get(&key);
+            let named = |changed: &ChangedName| {
+                let changed = self.roots.relative(&changed.path());
+                let names = names.into_iter().flatten();
+                changed.is_some_and(|changed| {
+                    names
+                        .clone()
+                        .any(|name| *name == changed || name.is_below(&changed))
+                })
+            };
+            let told = names.is_none()
+                || dirty.all_unknown
+                || dirty.names.walk_all
+                || dirty.unknown.contains(&key)
+                || dirty.touched.contains(&key)
+                || dirty.names.entries.iter().any(named);
+            let pages = dirty.pages.entry(key).or_default();
+            let missed = suspects
+                .ranges()
+                .flatten()
+                .filter(|page| !told && !pages.contains(*page))
+                .count() as u64;
+            if missed > 0 {
+                tracing::error!(path = ?names.and_then(|names| names.first()), blocks = missed,
+                    "a file changed and nothing told of it; it is read again");
+            }
+            self.figures.missed_writes += missed;
+            pages.union(&suspects);
+        }
     }
 
     fn attempt(&mut self, forced: bool, stopped: bool) -> io::Result<Option<Delta>> {
@@ -299,6 +378,7 @@ impl Cutter {
             let mut dirty = std::mem::take(&mut self.carried);
             let marked_now: BTreeSet<InodeKey> = marked.pages.keys().copied().collect();
             dirty.merge(marked);
+            self.judge(&mut dirty);
             let before = self.figures.bytes_read;
             self.take(dirty, look, &mut |key, rest, certain| {
                 if !rest.is_empty() && (marked_now.contains(&key) || !certain) {

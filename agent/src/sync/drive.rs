@@ -84,6 +84,7 @@ pub struct Engine {
     barriers: Vec<Barrier>,
     /// Pauses in a row that a cycle waited for.
     held_up: u32,
+    scrubbed_at: Instant,
 }
 
 struct Barrier {
@@ -116,6 +117,7 @@ impl Engine {
             settings.consistency,
             Duration::from_millis(u64::from(settings.freeze_ms_max)),
         );
+        cutter.set_scrub_rate(settings.scrub_bytes_s);
         cutter
             .start(settings.start.as_ref().map(|(_, manifest)| manifest))
             .map_err(PrimaryError::Watch)?;
@@ -139,6 +141,7 @@ impl Engine {
             waiting: None,
             barriers: Vec::new(),
             held_up: 0,
+            scrubbed_at: Instant::now(),
         })
     }
 
@@ -205,6 +208,11 @@ impl Engine {
             return SHIP_PAUSE;
         }
         self.held_up = 0;
+        let since = begun.saturating_duration_since(self.scrubbed_at);
+        if let Err(error) = self.cutter.scrub(since) {
+            tracing::debug!(error = super::chain(&error), "a file could not be read again");
+        }
+        self.scrubbed_at = begun;
         let wanted = self.barriers.iter().any(|barrier| barrier.cut.is_none());
         let cut = self.make_cut(self.cut.is_none() || wanted, false);
         let pause = begun.elapsed() * (CYCLE_SHARE - 1);

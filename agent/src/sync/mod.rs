@@ -15,6 +15,7 @@ mod placement;
 mod primary;
 pub mod roots;
 pub mod scan;
+mod scrub;
 pub mod shadow;
 mod shipper;
 pub mod store;

@@ -37,6 +37,8 @@ pub struct PrimarySettings {
     pub state_dir: PathBuf,
     pub consistency: Consistency,
     pub freeze_ms_max: u32,
+    /// How fast files are read again to find what no mark told; 0 is never.
+    pub scrub_bytes_s: u64,
     /// None when there is no cgroup to freeze: cuts are made live.
     pub freezer: Option<Arc<dyn Freezer>>,
     pub source: Box<dyn ChangeSource>,

@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 use tokio::sync::watch;
 use understudy_common::delta::{Answer, Frame, Manifest};
@@ -13,6 +14,9 @@ use understudy_transport::{FrameReceiver, FrameSender, TransportError};
 use super::roots::Roots;
 use super::store::{Store, StoreError};
 
+/// Between two looks at a copy that is at rest.
+const SCRUB_PAUSE: Duration = Duration::from_secs(1);
+
 #[derive(Clone, Debug)]
 pub struct ShadowSettings {
     pub service: ServiceId,
@@ -20,6 +24,8 @@ pub struct ShadowSettings {
     pub name: String,
     pub paths: Vec<PathBuf>,
     pub state_dir: PathBuf,
+    /// How fast a ready copy is read again to find what something else wrote to it; 0 is never.
+    pub scrub_bytes_s: u64,
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -52,6 +58,8 @@ pub enum ShadowError {
     },
     #[error("the stream did not begin with a hello")]
     NoHello,
+    #[error("the copy is not what was received; it is compared again")]
+    Doubted,
     #[error("a newer stream of the primary took over")]
     Superseded,
     #[error("the agent is shutting down")]
@@ -64,6 +72,8 @@ pub struct Shadow {
     service: ServiceId,
     store: Arc<Mutex<Inner>>,
     expected: Arc<watch::Sender<Option<(HostId, Epoch)>>>,
+    /// Times that the copy was not what was received; each ends the stream, so that the primary begins anew.
+    doubts: Arc<watch::Sender<u64>>,
     status: Arc<watch::Sender<ShadowStatus>>,
 }
 
@@ -82,14 +92,16 @@ impl Shadow {
     /// # Errors
     /// [`ShadowError::Store`] when the state on disk cannot be used.
     pub async fn open(settings: ShadowSettings) -> Result<Self, ShadowError> {
-        let service = settings.service;
+        let (service, rate) = (settings.service, settings.scrub_bytes_s);
         let store = blocking(move || {
             let roots = Roots::new(settings.paths);
-            Store::open(service, &settings.name, &settings.state_dir, roots).map_err(ShadowError::from)
+            let mut store = Store::open(service, &settings.name, &settings.state_dir, roots)?;
+            store.set_scrub_rate(rate);
+            Ok(store)
         })
         .await?;
         let status = Arc::new(watch::Sender::new(status_of(&store, None)));
-        Ok(Self {
+        let shadow = Self {
             service,
             store: Arc::new(Mutex::new(Inner {
                 store,
@@ -97,8 +109,13 @@ impl Shadow {
                 closed: false,
             })),
             expected: Arc::default(),
+            doubts: Arc::default(),
             status,
-        })
+        };
+        if rate > 0 {
+            tokio::spawn(shadow.keep_scrubbing());
+        }
+        Ok(shadow)
     }
 
     /// Who may send, by the newest order.
@@ -154,16 +171,50 @@ impl Shadow {
             inner.stream += 1;
             inner.stream
         };
-        let mut next = Some(first);
+        let (mut next, mut doubts) = (Some(first), self.doubts.subscribe());
         while let Some(raw) = next {
             self.may_send(principal, epoch)?;
             for answer in self.step(stream, epoch, raw).await? {
                 sender.send(&wire::encode(&answer)).await?;
             }
             self.checkpoint().await?;
-            next = receiver.receive().await?;
+            next = tokio::select! {
+                received = receiver.receive() => received?,
+                // The sender lives as long as this.
+                Ok(()) = doubts.changed() => return Err(ShadowError::Doubted),
+            };
         }
         Ok(())
+    }
+
+    /// Reads the copy again, a little each second, until nobody has it any more.
+    fn keep_scrubbing(&self) -> impl Future<Output = ()> + use<> {
+        let (store, service) = (Arc::downgrade(&self.store), self.service);
+        let (expected, doubts) = (Arc::clone(&self.expected), Arc::clone(&self.doubts));
+        let status = Arc::clone(&self.status);
+        async move {
+            let mut last = Instant::now();
+            loop {
+                tokio::time::sleep(SCRUB_PAUSE).await;
+                let Some(store) = store.upgrade() else { return };
+                let shadow = Self {
+                    service,
+                    store,
+                    expected: Arc::clone(&expected),
+                    doubts: Arc::clone(&doubts),
+                    status: Arc::clone(&status),
+                };
+                let elapsed = std::mem::replace(&mut last, Instant::now()).elapsed();
+                let scrubbed = shadow.with(move |inner| match inner.closed {
+                    true => Ok(()),
+                    false => Ok(inner.store.scrub(elapsed)?),
+                });
+                if let Err(error) = scrubbed.await {
+                    tracing::error!(%service, error = super::chain(&error), "reading the copy again");
+                    shadow.doubts.send_modify(|doubts| *doubts += 1);
+                }
+            }
+        }
     }
 
     fn may_send(&self, principal: Principal, epoch: Epoch) -> Result<(), ShadowError> {

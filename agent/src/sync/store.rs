@@ -6,10 +6,11 @@
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 use std::{fs, io};
 
 use understudy_common::delta::{
-    Answer, BLOCK, Body, Change, Digest, Frame, Manifest, Op, OpError, block_hash, diff, pages,
+    Answer, BLOCK, Body, Change, Digest, Frame, Manifest, Op, OpError, RelPath, block_hash, diff, pages,
 };
 use understudy_common::id::{Epoch, GenerationId, ServiceId};
 use understudy_common::wire::{self, CopyState, SyncFigures};
@@ -20,7 +21,8 @@ use super::fill::{self, Fill};
 use super::identity::{self, Identity};
 use super::journal::{self, Writer};
 use super::placement::Placement;
-use super::roots::{Roots, read_range};
+use super::roots::{self, Roots, read_range};
+use super::scrub::Scrub;
 
 /// Generations that can be restored by their pre-images.
 pub const RESTORABLE: usize = 4;
@@ -41,6 +43,8 @@ pub enum StoreError {
     NoPreImages(GenerationId),
     #[error("the frame does not fit: {0}")]
     Protocol(&'static str),
+    #[error("{path} was changed by something else than the primary; the copy is compared again")]
+    Changed { path: RelPath },
     #[error("an operation does not fit the copy")]
     Op(#[from] OpError),
 }
@@ -106,6 +110,7 @@ pub struct Store {
     pending: Option<Pending>,
     /// A first copy was begun and not sealed.
     filling: bool,
+    scrub: Scrub,
     figures: SyncFigures,
 }
 
@@ -127,6 +132,7 @@ impl Store {
             incoming: None,
             pending: None,
             filling: false,
+            scrub: Scrub::new(0),
             figures: SyncFigures::default(),
             dir,
         };
@@ -154,6 +160,38 @@ impl Store {
 
     pub fn manifest(&self) -> &Manifest {
         &self.manifest
+    }
+
+    /// Bytes a second that [`Store::scrub`] reads.
+    pub fn set_scrub_rate(&mut self, rate: u64) {
+        self.scrub = Scrub::new(rate);
+    }
+
+    /// Reads as much of a ready copy again as so much time allows.
+    ///
+    /// # Errors
+    /// [`StoreError::Changed`] when it is not what was received: it is not ready from here on, until all of it was
+    /// hashed and the primary sent what differs. [`StoreError::Disk`].
+    pub fn scrub(&mut self, elapsed: Duration) -> Result<(), StoreError> {
+        if self.copy != CopyState::Ready || self.incoming.is_some() || self.pending.is_some() {
+            return Ok(());
+        }
+        let roots = &self.roots;
+        let open = |path: &RelPath| {
+            roots
+                .absolute(path)
+                .map_or(Ok(None), |absolute| roots::open(&absolute))
+        };
+        let step = self.scrub.step(elapsed, &self.manifest, open);
+        self.figures.scrubbed_bytes = self.scrub.figures.bytes;
+        self.figures.scrubs = self.scrub.figures.passes;
+        let odd = step.map_err(|source| self.disk(source))?;
+        let Some(first) = odd.first() else { return Ok(()) };
+        self.figures.missed_writes += odd.len() as u64;
+        self.copy = CopyState::Warming;
+        Err(StoreError::Changed {
+            path: first.path.clone(),
+        })
     }
 
     pub fn figures(&self) -> &SyncFigures {

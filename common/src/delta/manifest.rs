@@ -228,6 +228,11 @@ impl Manifest {
             .take_while(move |path| path.as_bytes().starts_with(&prefix))
     }
 
+    /// Paths from this one on, in order.
+    pub fn from<'a>(&'a self, path: &RelPath) -> impl Iterator<Item = &'a RelPath> + use<'a> {
+        self.entries.from(path)
+    }
+
     /// Paths, not in order, that only one of the two has, or of which the entries differ.
     pub fn differences<'a>(&'a self, other: &'a Self) -> HashSet<&'a RelPath> {
         self.entries.differences(&other.entries)

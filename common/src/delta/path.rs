@@ -112,6 +112,13 @@ impl RelPath {
         self.0.len() > dir.0.len() && self.0.starts_with(&dir.0) && self.0[dir.0.len()] == b'/'
     }
 
+    /// What sorts right behind this path; no path that there can be lies between. It names nothing itself.
+    pub fn successor(&self) -> Self {
+        let mut bytes = self.0.to_vec();
+        bytes.push(0);
+        Self(bytes.into())
+    }
+
     pub fn as_bytes(&self) -> &[u8] {
         &self.0
     }

@@ -360,6 +360,12 @@ pub struct SyncFigures {
     pub final_delta_bytes: u64,
     /// Files of an older history kept aside on this host.
     pub diverged_files: u64,
+    /// Read again to find what no mark told.
+    pub scrubbed_bytes: u64,
+    /// Times that all files were.
+    pub scrubs: u64,
+    /// Blocks that were found to have changed though nothing had marked them.
+    pub missed_writes: u64,
     /// Changed ranges come from the kernel; false where changes are found by scanning.
     pub tracked: bool,
 }

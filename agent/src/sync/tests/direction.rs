@@ -1,6 +1,7 @@
 //! Real links: first copy, final cut, promotion, and the way back of a host that crashed as primary.
 
 use std::fs;
+use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -14,7 +15,7 @@ use understudy_transport::Endpoint;
 
 use super::pair::tree;
 use crate::sync::scan::ScanSource;
-use crate::sync::{Primary, PrimarySettings, Promoted, Shadow, ShadowSettings};
+use crate::sync::{Primary, PrimarySettings, Promoted, Shadow, ShadowSettings, ShadowStatus};
 
 const PATIENCE: Duration = Duration::from_secs(60);
 
@@ -89,6 +90,7 @@ impl Host {
             state_dir: self.dir.join("state"),
             consistency: Consistency::Live,
             freeze_ms_max: 50,
+            scrub_bytes_s: 0,
             freezer: None,
             source: Box::new(ScanSource::new(vec![self.data()])),
             start: promoted.map(|promoted| (promoted.generation, promoted.manifest)),
@@ -102,6 +104,7 @@ impl Host {
             name: "s".to_owned(),
             paths: vec![self.data()],
             state_dir: self.dir.join("state"),
+            scrub_bytes_s: 64 << 20,
         };
         Shadow::open(settings).await.expect("opened")
     }
@@ -168,6 +171,41 @@ async fn a_crashed_primary_comes_back_as_a_shadow_and_keeps_what_diverged_aside(
     assert_eq!(fs::read(kept).expect("kept"), b"only here");
     let error = returned.promote(Epoch(1)).await.expect_err("older");
     assert!(error.to_string().contains("older"), "{error}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_something_else_writes_to_a_copy_is_found_and_mended() {
+    let dir = tempfile::Builder::new()
+        .prefix("ussync")
+        .tempdir_in("/dev/shm")
+        .expect("tmpfs");
+    let [one, two] = endpoints();
+    let (a, b) = (Host::new(dir.path(), "a"), Host::new(dir.path(), "b"));
+    fs::write(a.data().join("big"), vec![7; 300_000]).expect("written");
+    let shadow = b.shadow().await;
+    shadow.set_primary(HostId(1), Epoch(1));
+    let _serving = accept(two.clone(), shadow.clone());
+    let mut primary = a.primary(1, 1, None, &one).await;
+    primary.set_shadows(vec![Peer {
+        host: HostId(2),
+        addr: two.local_addr().expect("bound"),
+    }]);
+    let mut status = shadow.status();
+    let mut until = async |wanted: fn(&ShadowStatus) -> bool| {
+        let reached = tokio::time::timeout(PATIENCE, status.wait_for(wanted)).await;
+        reached.expect("in time").expect("open").clone()
+    };
+    until(|status| status.copy == CopyState::Ready).await;
+    let file = fs::File::options()
+        .write(true)
+        .open(b.data().join("big"))
+        .expect("there");
+    file.write_all_at(b"not the primary's", 100_000).expect("written");
+    until(|status| status.copy == CopyState::Warming).await;
+    let mended = until(|status| status.copy == CopyState::Ready).await;
+    assert_eq!(mended.figures.missed_writes, 1);
+    assert_eq!(tree(&a.data()), tree(&b.data()));
+    primary.stop().await;
 }
 
 /// The last answer to these frames.

@@ -261,6 +261,33 @@ fn a_cut_that_the_guard_ended_is_discarded() {
 }
 
 #[test]
+fn a_write_that_nothing_told_of_is_found_counted_and_shipped() {
+    let mut cuts = cuts();
+    cuts.cutter.set_scrub_rate(1 << 20);
+    let second = Duration::from_secs(1);
+    // One that is marked only after the look is no miss.
+    cuts.stage.store(1, 5);
+    cuts.cutter.scrub(second).expect("readable");
+    assert!(cuts.cycle().is_some() && cuts.holds(1, 5));
+    assert_eq!(cuts.cutter.figures.missed_writes, 0);
+
+    let file = fs::File::options().write(true).open(&cuts.stage.file);
+    file.expect("there")
+        .write_all_at(&[6; BLOCK as usize], 2 * BLOCK)
+        .expect("room");
+    while cuts.cycle().is_some() {}
+    assert!(!cuts.holds(2, 6), "nothing told of it");
+    cuts.cutter.scrub(second).expect("readable");
+    let delta = cuts.cycle().expect("what was found is to be shipped");
+    assert_eq!(delta.touched.len(), 1);
+    assert!(cuts.holds(2, 6));
+    assert_eq!(cuts.cutter.figures.missed_writes, 1);
+    cuts.cutter.scrub(second).expect("readable");
+    while cuts.cycle().is_some() {}
+    assert_eq!(cuts.cutter.figures.missed_writes, 1, "once");
+}
+
+#[test]
 fn a_file_that_is_found_in_a_cut_that_is_discarded_is_read_again() {
     let mut cuts = cuts();
     cuts.stage.store(2, 5);

@@ -38,6 +38,8 @@ pub(super) async fn run(side: &Side, shadow: SocketAddr) -> Result<()> {
         state_dir: side.state.clone(),
         consistency: Consistency::Live,
         freeze_ms_max: 50,
+        // What the marks miss is to be seen.
+        scrub_bytes_s: 0,
         freezer: None,
         source: Box::new(source),
         start: None,

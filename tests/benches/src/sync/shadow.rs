@@ -14,6 +14,7 @@ pub(super) async fn run(side: &Side) -> Result<()> {
         name: NAME.to_owned(),
         paths: vec![side.data.clone()],
         state_dir: side.state.clone(),
+        scrub_bytes_s: 0,
     })
     .await?;
     shadow.set_primary(PRIMARY, EPOCH);
