@@ -1,4 +1,4 @@
-//! A host's own disk: an ext4 image behind a loop device that can lose power.
+//! A host's own disk: an image with a file system behind a loop device that can lose power.
 
 use std::ffi::CString;
 use std::fs::{self, File, OpenOptions};
@@ -47,48 +47,76 @@ struct LoopConfig {
 
 const _: () = assert!(mem::size_of::<LoopConfig>() == 304);
 
-/// A loop device with an ext4 file system. Mounting is up to the host: it happens in its mount
+/// What a disk is formatted with.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct FileSystem {
+    /// As `mount` knows it.
+    pub name: &'static str,
+    /// The program that makes it, and its words before the device.
+    make: &'static [&'static str],
+    /// What that program comes in.
+    package: &'static str,
+}
+
+impl FileSystem {
+    pub const EXT4: Self = Self {
+        name: "ext4",
+        make: &[
+            "mkfs.ext4",
+            "-q",
+            "-F",
+            "-m",
+            "0",
+            "-E",
+            "lazy_itable_init=0,lazy_journal_init=0,nodiscard",
+        ],
+        package: "e2fsprogs",
+    };
+
+    fn format(self, device: &Path) -> Result<()> {
+        let (program, words) = self.make.split_first().context("a file system is made")?;
+        let made = Command::new(program)
+            .args(words)
+            .arg(device)
+            .stdin(Stdio::null())
+            .output()
+            .with_context(|| format!("starting {program} (package {})", self.package))?;
+        if !made.status.success() {
+            bail!(
+                "{program} {}: {}",
+                device.display(),
+                String::from_utf8_lossy(&made.stderr).trim()
+            );
+        }
+        Ok(())
+    }
+}
+
+/// A loop device with a file system. Mounting is up to the host: it happens in its mount
 /// namespace.
 pub struct Disk {
     device: PathBuf,
     numbers: String,
     mount_point: PathBuf,
+    file_system: FileSystem,
     /// Keeps the device while nothing is mounted.
     _open: File,
 }
 
 impl Disk {
-    pub(crate) fn make(image: &Path, mib: u64, mount_point: &Path) -> Result<Self> {
+    pub(crate) fn make(image: &Path, mib: u64, file_system: FileSystem, mount_point: &Path) -> Result<Self> {
         File::create(image)
             .and_then(|file| file.set_len(mib << 20))
             .with_context(|| format!("making the image {}", image.display()))?;
         let (device, open) = attach(image)?;
-        let made = Command::new("mkfs.ext4")
-            .args([
-                "-q",
-                "-F",
-                "-m",
-                "0",
-                "-E",
-                "lazy_itable_init=0,lazy_journal_init=0,nodiscard",
-            ])
-            .arg(&device)
-            .stdin(Stdio::null())
-            .output()
-            .context("starting mkfs.ext4 (package e2fsprogs)")?;
-        if !made.status.success() {
-            bail!(
-                "mkfs.ext4 {}: {}",
-                device.display(),
-                String::from_utf8_lossy(&made.stderr).trim()
-            );
-        }
+        file_system.format(&device)?;
         let name = device.file_name().unwrap_or_default();
         let numbers = fs::read_to_string(Path::new("/sys/block").join(name).join("dev"))?;
         Ok(Self {
             device,
             numbers: numbers.trim().to_owned(),
             mount_point: mount_point.to_owned(),
+            file_system,
             _open: open,
         })
     }
@@ -111,8 +139,9 @@ impl Disk {
     /// To be called inside the host's mount namespace.
     pub(crate) fn mount(&self) -> Result<()> {
         let (from, to) = (c_path(&self.device), c_path(&self.mount_point));
+        let kind = c_path(Path::new(self.file_system.name));
         // SAFETY: the strings live through the call.
-        let done = unsafe { libc::mount(from.as_ptr(), to.as_ptr(), c"ext4".as_ptr(), 0, ptr::null()) };
+        let done = unsafe { libc::mount(from.as_ptr(), to.as_ptr(), kind.as_ptr(), 0, ptr::null()) };
         if done != 0 {
             let why = io::Error::last_os_error();
             bail!(

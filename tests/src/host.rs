@@ -15,7 +15,7 @@ use anyhow::{Context, Result, bail};
 
 use crate::cgroup::Cgroups;
 use crate::clock::wait_for;
-use crate::disk::{self, Disk};
+use crate::disk::{self, Disk, FileSystem};
 use crate::namespace::Namespace;
 use crate::process::Process;
 
@@ -32,6 +32,8 @@ pub struct HostSpec {
     pub prefix_len: u8,
     /// Size of the host's disk; none for a host without one.
     pub disk_mib: Option<u64>,
+    /// Of that disk.
+    pub file_system: FileSystem,
     pub memory_limit: Option<u64>,
 }
 
@@ -43,6 +45,7 @@ impl HostSpec {
             address,
             prefix_len: 24,
             disk_mib: None,
+            file_system: FileSystem::EXT4,
             memory_limit: None,
         }
     }
@@ -52,6 +55,10 @@ impl HostSpec {
             disk_mib: Some(mib),
             ..self
         }
+    }
+
+    pub fn file_system(self, file_system: FileSystem) -> Self {
+        Self { file_system, ..self }
     }
 
     pub fn memory_limit(self, bytes: u64) -> Self {

@@ -27,7 +27,7 @@ pub mod soak;
 pub use bed::Testbed;
 pub use cgroup::{CgroupRoots, Cgroups};
 pub use clock::{boot_ns, wait_for};
-pub use disk::Disk;
+pub use disk::{Disk, FileSystem};
 pub use host::{Host, HostSpec};
 pub use process::Process;
 pub use requirements::missing;
