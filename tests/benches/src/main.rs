@@ -14,6 +14,7 @@ use std::process::ExitCode;
 
 use anyhow::Result;
 use clap::{Parser, Subcommand};
+use understudy_agent::workload::thaw_guard;
 
 #[derive(Parser)]
 #[command(name = "understudy-load", version)]
@@ -35,6 +36,9 @@ enum Load {
 }
 
 fn main() -> ExitCode {
+    if let Some(code) = thaw_guard::run_if_asked() {
+        return code;
+    }
     let args = match Args::try_parse() {
         Ok(args) => args,
         Err(error) => {

@@ -49,7 +49,7 @@ impl Make {
     }
 }
 
-fn path(data: &Path, number: u64) -> PathBuf {
+pub(super) fn path(data: &Path, number: u64) -> PathBuf {
     data.join((number / FOLDER).to_string()).join(number.to_string())
 }
 
@@ -66,6 +66,10 @@ impl Dice {
         self.0 ^= self.0 >> 7;
         self.0 ^= self.0 << 17;
         self.0
+    }
+
+    pub(super) const fn below(&mut self, bound: u64) -> u64 {
+        self.roll() % bound
     }
 
     pub(super) fn fill(&mut self, bytes: &mut [u8]) {

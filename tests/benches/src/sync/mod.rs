@@ -3,9 +3,14 @@
 //! `keys` writes certificates for both, `make` writes files of random bytes, `shadow` serves a copy until it is
 //! stopped, `primary` cuts and ships and obeys lines on standard input; each answer is one JSON line.
 
+mod acks;
+mod churn;
 mod files;
+mod freezes;
 mod primary;
 mod shadow;
+mod steady;
+mod tracker;
 
 use std::fs;
 use std::net::SocketAddr;
@@ -44,9 +49,8 @@ enum Role {
     Primary {
         #[command(flatten)]
         side: Side,
-        /// Where the shadow listens
-        #[arg(long)]
-        shadow: SocketAddr,
+        #[command(flatten)]
+        role: primary::Role,
     },
 }
 
@@ -86,7 +90,7 @@ pub(crate) async fn run(args: Args) -> Result<()> {
         Role::Keys { dir } => keys(&dir),
         Role::Make(make) => make.run(),
         Role::Shadow(side) => shadow::run(&side).await,
-        Role::Primary { side, shadow } => primary::run(&side, shadow).await,
+        Role::Primary { side, role } => primary::run(&side, role).await,
     }
 }
 
