@@ -8,7 +8,7 @@ use crate::repo;
 use crate::shell::{cargo, run};
 
 /// Where cargo left them.
-pub(super) struct Programs(PathBuf);
+pub(crate) struct Programs(PathBuf);
 
 impl Programs {
     /// As people install them.
@@ -34,7 +34,7 @@ impl Programs {
     }
 
     /// Those of the last build for tests.
-    pub(super) fn found() -> Result<Self> {
+    pub(crate) fn found() -> Result<Self> {
         let programs = Self(repo::root().join("target/debug"));
         for name in ["understudy", "understudy-coordinator", "understudy-load"] {
             let path = programs.path(name);
@@ -43,7 +43,7 @@ impl Programs {
         Ok(programs)
     }
 
-    pub(super) fn path(&self, name: &str) -> PathBuf {
+    pub(crate) fn path(&self, name: &str) -> PathBuf {
         self.0.join(name)
     }
 }

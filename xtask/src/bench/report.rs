@@ -41,6 +41,7 @@ pub(super) struct Row {
     figure: Option<f64>,
     peer: Option<(String, Vec<f64>)>,
     why: Option<String>,
+    note: Option<String>,
 }
 
 impl Row {
@@ -53,6 +54,7 @@ impl Row {
             figure: None,
             peer: None,
             why,
+            note: None,
         }
     }
 
@@ -70,6 +72,12 @@ impl Row {
     /// Says why a figure, or the peer's beside it, is not there.
     pub(super) fn because(mut self, why: impl Into<String>) -> Self {
         self.why = Some(why.into());
+        self
+    }
+
+    /// Says more of a figure that is there.
+    pub(super) fn noting(mut self, note: impl Into<String>) -> Self {
+        self.note = Some(note.into());
         self
     }
 
@@ -125,6 +133,9 @@ impl Row {
         });
         if let Some(why) = &self.why {
             row["why"] = json!(why);
+        }
+        if let Some(note) = &self.note {
+            row["note"] = json!(note);
         }
         row
     }
@@ -209,8 +220,8 @@ impl Report {
             eprintln!("{}", cells.join("  ").trim_end());
         }
         for row in &self.rows {
-            if let Some(why) = &row.why {
-                eprintln!("{}: {why}", row.kind.id);
+            for said in row.why.iter().chain(&row.note) {
+                eprintln!("{}: {said}", row.kind.id);
             }
         }
         if quick {

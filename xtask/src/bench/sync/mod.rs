@@ -1,11 +1,19 @@
-//! `cargo xtask bench sync`: what a small change costs on its way to a shadow, beside rsync on the same files.
+//! `cargo xtask bench sync`: what a change costs on its way to a shadow, beside rsync on the same files; how long
+//! writes wait, what tracking costs who writes, how long a workload is frozen, and whether anything is missed.
 //!
 //! Primary and shadow are processes on two hosts of a test bed, with a cable between them, the shadow on a disk of its
-//! own. They have no coordinator and no workload to freeze: what is measured is tracker, cut, transport and journal.
-//! rsync copies the same files to another folder, without a network, and need not wait for a disk.
+//! own. They have no coordinator, and no workload to freeze but in the row about freezes: what is measured is tracker,
+//! cut, transport and journal. rsync copies the same files to another folder, without a network, and need not wait
+//! for a disk.
 
+mod fio;
+mod freeze;
+mod lag;
+pub(crate) mod missed;
 mod ssh;
 mod stage;
+mod tree;
+mod writes;
 
 use std::path::Path;
 use std::process::{Command, Stdio};
@@ -88,7 +96,7 @@ const INITIAL: Kind = Kind {
     ..DELTA
 };
 
-pub(super) const IDS: [&str; 10] = [
+pub(super) const IDS: [&str; 16] = [
     DELTA.id,
     DELTA_1.id,
     DELTA_2.id,
@@ -99,6 +107,12 @@ pub(super) const IDS: [&str; 10] = [
     IDLE.id,
     TREE.id,
     INITIAL.id,
+    lag::KINDS[0].id,
+    lag::KINDS[1].id,
+    writes::KINDS[0].id,
+    writes::KINDS[1].id,
+    freeze::KIND.id,
+    missed::KIND.id,
 ];
 
 struct Scale {
@@ -156,7 +170,12 @@ pub(super) fn measure(wanted: &Wanted) -> Result<Vec<Row>> {
         "the bench needs root for its hosts and kernel programs"
     );
     let scale = if wanted.quick { &QUICK } else { &FULL };
-    let peer = rsync(wanted.installs);
+    let compared = [DELTA, DELTA_1, DELTA_2, TREE];
+    let peer = if compared.iter().any(|kind| wanted.row(kind.id)) {
+        rsync(wanted.installs)
+    } else {
+        Err(anyhow::anyhow!("no row that was asked for has rsync beside it"))
+    };
     let mut rows = Vec::new();
     let deltas = [DELTA, DELTA_1, DELTA_2, FLATNESS, READ, WIRE, SHADOW_IO];
     if deltas.iter().any(|kind| wanted.row(kind.id)) {
@@ -175,6 +194,16 @@ pub(super) fn measure(wanted: &Wanted) -> Result<Vec<Row>> {
     }
     if wanted.row(INITIAL.id) {
         rows.push(initial(wanted, scale).unwrap_or_else(|why| Row::missing(INITIAL, format!("{why:#}"))));
+    }
+    if lag::KINDS.iter().any(|kind| wanted.row(kind.id)) {
+        rows.extend(lag::rows(wanted));
+    }
+    rows.extend(writes::rows(wanted));
+    if wanted.row(freeze::KIND.id) {
+        rows.push(freeze::row(wanted));
+    }
+    if wanted.row(missed::KIND.id) {
+        rows.push(missed::row(wanted));
     }
     rows.retain(|row| wanted.row(row.id()));
     Ok(rows)
