@@ -37,7 +37,7 @@ async fn serve(incoming: Incoming, shadow: Shadow) {
             return;
         };
         if let Err(why) = shadow.serve(link.principal(), first, sender, receiver).await {
-            eprintln!("understudy-load: {why}");
+            eprintln!("understudy-load: {:#}", anyhow::Error::from(why));
         }
     }
 }

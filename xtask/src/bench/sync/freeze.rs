@@ -1,6 +1,6 @@
 //! The row about freezes: how long a workload stands still in cuts while it writes in three ways.
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Result, ensure};
 use serde::Deserialize;
 use understudy_testbed::FileSystem;
 
@@ -19,14 +19,14 @@ pub(super) const KIND: Kind = Kind {
     goal: Some(10.0),
 };
 
-/// What the workload writes between two cuts.
+/// What the workload is to write from one freeze to the next.
 const DIRTY: f64 = (8 << 20) as f64;
-/// How far off that may be for the rate to be taken.
-const OFF_MAX: f64 = 0.2;
-const RATE_TRIES_MAX: usize = 4;
-const FIRST_RATE: f64 = (32 << 20) as f64;
-/// All writers together, bytes a second.
-const RATE_MAX: f64 = (512 << 20) as f64;
+/// What the writers are let loose with, and how far that may be changed for the next stretch; bytes a second.
+const RATE_FIRST: f64 = (32 << 20) as f64;
+const RATES: [f64; 2] = [(1 << 20) as f64, (512 << 20) as f64];
+const STEP_MAX: f64 = 2.0;
+/// Stretches that only find the rate.
+const FINDING: usize = 3;
 const WRITERS: [Job; 3] = [
     Job {
         name: "fsync",
@@ -47,32 +47,27 @@ const WRITERS: [Job; 3] = [
 
 struct Scale {
     bytes: u64,
-    rate_seconds: u64,
+    stretches: usize,
+    /// Of each stretch: the next one is at a rate that this one gives.
     seconds: u64,
 }
 
 const FULL: Scale = Scale {
     bytes: 64 << 20,
-    rate_seconds: 5,
-    seconds: 120,
+    stretches: 12,
+    seconds: 10,
 };
 const QUICK: Scale = Scale {
     bytes: 8 << 20,
-    rate_seconds: 1,
-    seconds: 2,
+    stretches: 1,
+    seconds: 1,
 };
 
-#[derive(Deserialize)]
+#[derive(Default, Deserialize)]
 struct Freezes {
     us: Vec<u64>,
     timed_out: u64,
     untimed: u64,
-}
-
-struct Run {
-    freezes: Freezes,
-    /// Written between two freezes.
-    dirty: f64,
 }
 
 pub(super) fn row(wanted: &Wanted) -> Row {
@@ -88,50 +83,64 @@ fn measure(wanted: &Wanted) -> Result<Row> {
         ..plan
     })?;
     stage.attach()?;
-    let mut rate = FIRST_RATE;
-    for _ in 0..RATE_TRIES_MAX {
-        let run = write(&mut stage, scale, rate, scale.rate_seconds)?;
-        let off = DIRTY / run.dirty;
-        if (off - 1.0).abs() <= OFF_MAX {
-            break;
+    let (mut rate, mut all, mut bytes) = (RATE_FIRST, Freezes::default(), 0);
+    for stretch in 0..FINDING + scale.stretches {
+        let (freezes, written) = write(&mut stage, scale, rate)?;
+        let dirty = written as f64 / freezes.us.len() as f64;
+        say(
+            "freeze",
+            format!(
+                "{} freezes, {} timed out; {:.1} MiB from one to the next",
+                freezes.us.len(),
+                freezes.timed_out,
+                mib(dirty)
+            ),
+        );
+        // What is written between two cuts rises faster than the rate, since the cuts take longer as well.
+        let step = (DIRTY / dirty).sqrt().clamp(1.0 / STEP_MAX, STEP_MAX);
+        rate = (rate * step).clamp(RATES[0], RATES[1]);
+        if stretch >= FINDING {
+            all.add(freezes);
+            bytes += written;
         }
-        rate = (rate * off).clamp(DIRTY / 8.0, RATE_MAX);
     }
-    let run = write(&mut stage, scale, rate, scale.seconds)?;
     let Freezes {
         mut us,
         timed_out,
         untimed,
-    } = run.freezes;
+    } = all;
     ensure!(untimed == 0, "{untimed} freezes were not timed");
     us.sort_unstable();
     let p99 = us[(us.len() * 99).div_ceil(100) - 1];
     let note = format!(
         "{} freezes, {timed_out} of them timed out and thawed; {:.1} MiB written from one to the next",
         us.len(),
-        run.dirty / f64::from(1 << 20)
+        mib(bytes as f64 / us.len() as f64)
     );
     let ms = |us: u64| us as f64 / 1e3;
     let row = Row::measured(KIND, us.into_iter().map(ms).collect());
     Ok(row.standing_for(ms(p99)).noting(note))
 }
 
-fn write(stage: &mut Stage, scale: &Scale, rate: f64, seconds: u64) -> Result<Run> {
+/// One stretch: its freezes, at least one, and the bytes that were written in it.
+fn write(stage: &mut Stage, scale: &Scale, rate: f64) -> Result<(Freezes, u64)> {
     let each = Some((rate / WRITERS.len() as f64) as u64);
     let jobs = WRITERS.map(|job| Job { rate: each, ..job });
     let _: Freezes = stage.order("freezes")?;
-    let written = fio::run(stage, &jobs, scale.bytes, seconds, true)?;
+    let written = fio::run(stage, &jobs, scale.bytes, scale.seconds, true)?;
     let freezes: Freezes = stage.order("freezes")?;
-    let count = freezes.us.len();
-    (count > 0).then_some(()).context("nothing was frozen")?;
-    let dirty = written.bytes as f64 / count as f64;
-    say(
-        "freeze",
-        format!(
-            "{count} freezes, {} timed out; {:.1} MiB from one to the next",
-            freezes.timed_out,
-            dirty / f64::from(1 << 20)
-        ),
-    );
-    Ok(Run { freezes, dirty })
+    ensure!(!freezes.us.is_empty(), "nothing was frozen");
+    Ok((freezes, written.bytes))
+}
+
+impl Freezes {
+    fn add(&mut self, more: Self) {
+        self.us.extend(more.us);
+        self.timed_out += more.timed_out;
+        self.untimed += more.untimed;
+    }
+}
+
+fn mib(bytes: f64) -> f64 {
+    bytes / f64::from(1 << 20)
 }

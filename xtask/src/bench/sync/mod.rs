@@ -12,6 +12,7 @@ mod lag;
 pub(crate) mod missed;
 mod ssh;
 mod stage;
+mod syncthing;
 mod tree;
 mod writes;
 
@@ -96,7 +97,7 @@ const INITIAL: Kind = Kind {
     ..DELTA
 };
 
-pub(super) const IDS: [&str; 16] = [
+pub(super) const IDS: [&str; 17] = [
     DELTA.id,
     DELTA_1.id,
     DELTA_2.id,
@@ -113,6 +114,7 @@ pub(super) const IDS: [&str; 16] = [
     writes::KINDS[1].id,
     freeze::KIND.id,
     missed::KIND.id,
+    syncthing::KIND.id,
 ];
 
 struct Scale {
@@ -205,6 +207,9 @@ pub(super) fn measure(wanted: &Wanted) -> Result<Vec<Row>> {
     if wanted.row(missed::KIND.id) {
         rows.push(missed::row(wanted));
     }
+    if wanted.row(syncthing::KIND.id) {
+        rows.push(syncthing::row(wanted));
+    }
     rows.retain(|row| wanted.row(row.id()));
     Ok(rows)
 }
@@ -247,7 +252,7 @@ fn beside(kind: Kind, peer: &Result<String>, ours: Vec<f64>, theirs: Vec<f64>) -
     let row = Row::measured(kind, ours);
     match peer {
         Ok(name) => row.beside(name, theirs),
-        Err(why) => row.because(format!("no rsync beside it: {why:#}")),
+        Err(why) => row.because(format!("nothing beside it: {why:#}")),
     }
 }
 
@@ -269,7 +274,7 @@ fn delta(wanted: &Wanted, scale: &Scale, size: u64, label: &str, compares: bool)
         if compares {
             delta.rsync_ms.push(peer_copy(&stage.data(), &rsync_at)?);
         }
-        say(label, progress(&delta.ours_ms, &delta.rsync_ms));
+        say(label, progress(&delta.ours_ms, "rsync", &delta.rsync_ms));
     }
     Ok(delta)
 }
@@ -300,7 +305,7 @@ fn tree(wanted: &Wanted, scale: &Scale, peer: &Result<String>) -> Result<[Row; 2
         if peer.is_ok() {
             theirs.push(peer_copy(&stage.data(), &rsync_at)?);
         }
-        say("tree", progress(&ours, &theirs));
+        say("tree", progress(&ours, "rsync", &theirs));
     }
     Ok([Row::measured(IDLE, idle), beside(TREE, peer, ours, theirs)])
 }
@@ -327,9 +332,9 @@ fn initial(wanted: &Wanted, scale: &Scale) -> Result<Row> {
     Ok(beside(INITIAL, &peer, ours, theirs))
 }
 
-fn progress(ours: &[f64], theirs: &[f64]) -> String {
+fn progress(ours: &[f64], peer: &str, theirs: &[f64]) -> String {
     let shown = |figures: &[f64]| median(figures).map_or("-".to_owned(), |ms| format!("{ms:.1} ms"));
-    format!("ours {}, rsync {}", shown(ours), shown(theirs))
+    format!("ours {}, {peer} {}", shown(ours), shown(theirs))
 }
 
 /// The name of the peer, which is there.

@@ -2,13 +2,13 @@
 //!
 //! With tracking: the primary's kernel programs are attached to the file and it cuts generations as it always does,
 //! reading what is dirty. They go to no shadow, which would take its share of the same processors although it lives on
-//! another host. Without: the primary has ended.
+//! another host. Without: the primary has ended. The file is on the disk of the repository: a loop device takes writes
+//! so slowly that nothing else would be seen, and its own writes would be counted as well.
 
 use std::collections::BTreeMap;
 
 use anyhow::{Result, ensure};
 use serde::Deserialize;
-use understudy_testbed::FileSystem;
 
 use super::fio::{self, Job, Written};
 use super::stage::{Plan, Stage};
@@ -93,7 +93,7 @@ pub(super) fn rows(wanted: &Wanted) -> Vec<Row> {
 }
 
 fn prepare(wanted: &Wanted, scale: &Scale) -> Result<Stage> {
-    let plan = Plan::of(wanted, scale.bytes, 1)?.on(FileSystem::EXT4);
+    let plan = Plan::of(wanted, scale.bytes, 1)?;
     Stage::prepare(Plan {
         shadow: false,
         ..plan
@@ -140,7 +140,7 @@ fn tracked(stage: &mut Stage, scale: &Scale) -> Result<Written> {
 
 /// Onto a disk that has nothing left to write.
 fn write(stage: &Stage, scale: &Scale) -> Result<Written> {
-    stage.synced(0)?;
+    stage.written()?;
     fio::run(stage, &[WRITER], scale.bytes, scale.seconds, false)
 }
 
@@ -151,7 +151,7 @@ fn cost(wanted: &Wanted, scale: &Scale) -> Result<Row> {
     let _: serde_json::Value = stage.order("statistics")?;
     let (mut costs, mut said) = (Vec::new(), String::new());
     for _ in 0..scale.cost_runs {
-        stage.synced(0)?;
+        stage.written()?;
         let before = run_times(&mut stage)?;
         let written = fio::run(&stage, &[WRITER], scale.bytes, scale.seconds, false)?;
         let after = run_times(&mut stage)?;

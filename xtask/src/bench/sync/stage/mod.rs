@@ -190,9 +190,9 @@ impl Stage {
         self.hosts[0].cgroups().unified().join("workload")
     }
 
-    /// The host of the primary.
-    pub(super) fn host(&self) -> &Host {
-        &self.hosts[0]
+    /// The primary's and the shadow's.
+    pub(super) const fn hosts(&self) -> &[Arc<Host>; 2] {
+        &self.hosts
     }
 
     /// The primary's files, as its host calls them.
@@ -235,15 +235,14 @@ impl Stage {
     /// Until nothing follows from what happened.
     pub(super) fn rest(&self) -> Result<()> {
         std::thread::sleep(AFTERWARDS);
-        self.synced(1)
+        let disk = self.hosts[1].disk().context("the shadow has a disk")?;
+        let at = disk.mount_point().to_string_lossy().into_owned();
+        self.hosts[1].run(&["sync", "--file-system", &at])
     }
 
-    /// Until everything that was written on the disk of a host (0: the primary's) is on it.
-    pub(super) fn synced(&self, host: usize) -> Result<()> {
-        let host = &self.hosts[host];
-        let disk = host.disk().context("the host has a disk")?;
-        let at = disk.mount_point().to_owned();
-        host.run(&["sync", "--file-system", &at.to_string_lossy()])
+    /// Until everything that was written on the primary's disk is on it.
+    pub(super) fn written(&self) -> Result<()> {
+        self.hosts[0].run(&["sync", "--file-system", &self.data.to_string_lossy()])
     }
 
     pub(super) fn figures(&mut self) -> Result<Figures> {
