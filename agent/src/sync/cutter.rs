@@ -18,7 +18,7 @@ use understudy_common::units::BootTime;
 use understudy_common::wire::SyncFigures;
 
 use self::names::same_size;
-use super::roots::{Roots, is_sparse, open_file, parts, read_range};
+use super::roots::{Roots, is_sparse, look, open_file, parts, read_range};
 use super::scrub::{Odd, Scrub};
 use super::tracker::{ChangeSource, ChangedName, DirtySet, InodeKey, PAGE, PageSet, Rearmer};
 use crate::clock::boot_time;
@@ -93,6 +93,8 @@ pub struct Cutter {
     scrub: Scrub,
     /// Blocks that were read and are not as the manifest says. The next cycle knows whether a mark tells why.
     suspects: BTreeMap<InodeKey, PageSet>,
+    /// Names of which the attributes are not as the manifest says.
+    looks: BTreeSet<RelPath>,
     /// When the last cut was begun: it holds everything that was written before.
     cut_at: BootTime,
     pub figures: SyncFigures,
@@ -155,6 +157,7 @@ impl Cutter {
             freezes_us: Vec::new(),
             scrub: Scrub::new(0),
             suspects: BTreeMap::new(),
+            looks: BTreeSet::new(),
             cut_at: BootTime::ZERO,
             figures: SyncFigures::default(),
         }
@@ -295,6 +298,7 @@ impl Cutter {
             && self.carried.is_empty()
             && self.delta.touched.is_empty()
             && self.suspects.is_empty()
+            && self.looks.is_empty()
             && !self.source.pending()
     }
 
@@ -312,12 +316,21 @@ impl Cutter {
         if self.behind || self.carried.all_unknown || self.carried.names.walk_all {
             return Ok(());
         }
-        let (keys, roots) = (&self.keys, &self.roots);
-        let open = |path: &RelPath| match keys.get(path).zip(roots.absolute(path)) {
-            Some((key, absolute)) => open_file(&absolute, *key),
-            None => Ok(None),
+        let (keys, roots, work) = (&self.keys, &self.roots, &self.work);
+        let mut looks = BTreeSet::new();
+        let open = |path: &RelPath| {
+            let Some((key, absolute)) = keys.get(path).zip(roots.absolute(path)) else {
+                return Ok(None);
+            };
+            // There is no event for a modification time that is set alone.
+            let now = look(&absolute)?.and_then(|seen| seen.entry);
+            if now.as_ref().map(|now| &now.meta) != work.get(path).map(|known| &known.meta) {
+                looks.insert(path.clone());
+            }
+            open_file(&absolute, *key)
         };
-        let found = self.scrub.step(elapsed, &self.work, open)?;
+        let found = self.scrub.step(elapsed, work, open)?;
+        self.looks.extend(looks);
         self.figures.scrubbed_bytes = self.scrub.figures.bytes;
         self.figures.scrubs = self.scrub.figures.passes;
         for Odd { path, block } in found {
@@ -531,7 +544,7 @@ impl Cutter {
         look: Look,
         tail: &mut dyn FnMut(InodeKey, PageSet, bool),
     ) -> io::Result<Outcome> {
-        let (mut paths, mut named) = (BTreeSet::new(), BTreeSet::new());
+        let (mut paths, mut named) = (std::mem::take(&mut self.looks), BTreeSet::new());
         if dirty.names.walk_all {
             let mut found = Vec::new();
             for number in 0..self.roots.paths().len() {
@@ -663,7 +676,9 @@ impl Cutter {
             match self.open(key)? {
                 Some(file) => {
                     let file = Arc::new(file);
-                    todo.push((Arc::clone(&file), pages.clone()));
+                    if self.source.needs_rearm(key) {
+                        todo.push((Arc::clone(&file), pages.clone()));
+                    }
                     files.insert(key, file);
                 }
                 // Its name may be back before it is read.

@@ -288,6 +288,25 @@ fn a_write_that_nothing_told_of_is_found_counted_and_shipped() {
 }
 
 #[test]
+fn a_time_that_is_set_alone_is_found() {
+    let mut cuts = cuts();
+    cuts.cutter.set_scrub_rate(1 << 20);
+    let then = std::time::SystemTime::UNIX_EPOCH + Duration::from_secs(7);
+    let file = fs::File::options().write(true).open(&cuts.stage.file);
+    file.expect("there").set_modified(then).expect("root may");
+    while cuts.cycle().is_some() {}
+    cuts.cutter.scrub(Duration::from_secs(1)).expect("readable");
+    assert_eq!(
+        cuts.cycle()
+            .expect("what was found is to be shipped")
+            .touched
+            .len(),
+        1
+    );
+    assert_eq!(cuts.cutter.figures.missed_writes, 0, "nobody wrote");
+}
+
+#[test]
 fn a_file_that_is_found_in_a_cut_that_is_discarded_is_read_again() {
     let mut cuts = cuts();
     cuts.stage.store(2, 5);

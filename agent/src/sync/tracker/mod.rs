@@ -19,6 +19,8 @@
 //! - **Swap before rearm, rearm before read.** `writeback_dirty_folio` fires only when a folio goes
 //!   from clean to dirty. `rearm` cleans and write-protects, so that a store after the read fires
 //!   again. A page of R1 that is stored to after `rearm` is in R2.
+//! - **A file that is only written to** needs no rearm: `needs_rearm` says so as long as nothing was mapped. The
+//!   first page fault under a shared writable mapping marks all of such a file, which needs rearming from then on.
 //! - **Rearm never inside the freeze**: it waits for the disk. R2 is read without it, so a store that
 //!   was already past its page fault may land after the thaw with no new event: R2 is carried into
 //!   the next R1.
@@ -117,7 +119,7 @@ impl DirtySet {
 /// extended attributes may have changed. The order and the kind of the events are not kept, because
 /// the kernel merges them: the engine looks at what is there now.
 ///
-/// Setting the modification time alone (`touch -m`) is no such event; the periodic walk finds it.
+/// Setting the modification time alone (`touch -m`) is no such event; the scrub finds it.
 ///
 /// A directory that appears (created or moved in) is reported by its own name alone: walk it.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -207,6 +209,13 @@ pub trait ChangeSource: Send {
 
     /// Whether anything at all was marked since the last swap. Cheap; may say yes for nothing.
     fn pending(&mut self) -> bool;
+
+    /// Whether pages of a file that were marked have to be rearmed before they are read. False only where each
+    /// write marks by itself, also of a page that is dirty already, and no store through a mapping can come before
+    /// a mark of the whole file. Ask after the swap.
+    fn needs_rearm(&mut self, _key: InodeKey) -> bool {
+        true
+    }
 
     /// True when ranges come from the kernel; false when the engine has to find out by `stat` and
     /// hashing which files changed.
