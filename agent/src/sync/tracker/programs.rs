@@ -154,6 +154,11 @@ impl Programs {
             .map_err(unavailable("adding a file to the watched ones"))
     }
 
+    /// What the programs know of a watched inode; none when it cannot be read.
+    pub fn state(&self, key: WatchKey) -> Option<Watch> {
+        self.watched.get(&Plain(key), 0).ok().map(|watch| watch.0)
+    }
+
     pub fn unwatch(&mut self, key: WatchKey) {
         // A missing entry is what was wanted.
         let _ = self.watched.remove(&Plain(key));
