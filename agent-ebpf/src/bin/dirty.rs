@@ -10,15 +10,21 @@
 
 #[path = "../probes/dirty/direct.rs"]
 mod direct;
+#[path = "../probes/dirty/ext4.rs"]
+mod ext4;
+#[path = "../probes/dirty/folio.rs"]
+mod folio;
 #[path = "../probes/dirty/inode.rs"]
 mod inode;
+#[path = "../probes/dirty/iomap.rs"]
+mod iomap;
 #[path = "../probes/dirty/mapped.rs"]
 mod mapped;
 #[path = "../probes/dirty/mark.rs"]
 mod mark;
-#[path = "../probes/dirty/range.rs"]
-mod range;
-#[path = "../probes/dirty/write.rs"]
-mod write;
+#[path = "../probes/dirty/shape.rs"]
+mod shape;
+#[path = "../probes/dirty/xfs.rs"]
+mod xfs;
 
 use understudy_ebpf as _;

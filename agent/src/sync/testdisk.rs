@@ -1,4 +1,4 @@
-//! An ext4 file system of a test's own.
+//! A file system of a test's own.
 //!
 //! The disk is mounted in a mount namespace of the test's thread, on a loop device that frees itself:
 //! however the test ends, nothing stays.
@@ -13,24 +13,83 @@ use std::process::Command;
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sched::{CloneFlags, unshare};
 
-/// An ext4 file system for one test.
+/// File systems that behave differently when they are written to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Kind {
+    Ext4,
+    /// Blocks are allocated when they are written to.
+    Ext4NoDelalloc,
+    /// `data=journal`
+    Ext4Journalled,
+    Xfs,
+}
+
+impl Kind {
+    pub(crate) const ALL: [Kind; 4] = [Kind::Ext4, Kind::Ext4NoDelalloc, Kind::Ext4Journalled, Kind::Xfs];
+    /// One of each file system.
+    pub(crate) const EACH: [Kind; 2] = [Kind::Ext4, Kind::Xfs];
+
+    pub(crate) const fn is_ext4(self) -> bool {
+        matches!(self, Kind::Ext4 | Kind::Ext4NoDelalloc | Kind::Ext4Journalled)
+    }
+
+    const fn file_system(self) -> &'static str {
+        match self {
+            Kind::Ext4 | Kind::Ext4NoDelalloc | Kind::Ext4Journalled => "ext4",
+            Kind::Xfs => "xfs",
+        }
+    }
+
+    const fn options(self) -> &'static str {
+        match self {
+            Kind::Ext4 | Kind::Xfs => "loop",
+            Kind::Ext4NoDelalloc => "loop,nodelalloc",
+            Kind::Ext4Journalled => "loop,data=journal",
+        }
+    }
+
+    /// Its `mkfs` refuses smaller ones.
+    const fn megabytes_min(self) -> u64 {
+        match self {
+            Kind::Ext4 | Kind::Ext4NoDelalloc | Kind::Ext4Journalled => 0,
+            Kind::Xfs => 300,
+        }
+    }
+
+    fn make(self) -> Command {
+        let mut make = Command::new(format!("mkfs.{}", self.file_system()));
+        match self {
+            Kind::Ext4 | Kind::Ext4NoDelalloc | Kind::Ext4Journalled => make.args(["-q", "-F"]),
+            Kind::Xfs => make.args(["-q", "-f"]),
+        };
+        make
+    }
+}
+
+/// A file system for one test.
 pub(crate) struct Disk {
+    pub(crate) kind: Kind,
     dir: tempfile::TempDir,
 }
 
 impl Disk {
-    /// `None`, after saying why, where this is not allowed.
+    /// An ext4. `None`, after saying why, where this is not allowed.
     pub(crate) fn new(megabytes: u64) -> Option<Self> {
-        match Self::mount(megabytes) {
+        Self::of(Kind::Ext4, megabytes)
+    }
+
+    /// Of at least that size. `None`, after saying why, where this is not allowed.
+    pub(crate) fn of(kind: Kind, megabytes: u64) -> Option<Self> {
+        match Self::mount(kind, megabytes.max(kind.megabytes_min())) {
             Ok(disk) => Some(disk),
             Err(error) => {
-                println!("skipped: no ext4 on a loop device here: {error}");
+                println!("skipped: no {kind:?} on a loop device here: {error}");
                 None
             }
         }
     }
 
-    fn mount(megabytes: u64) -> io::Result<Self> {
+    fn mount(kind: Kind, megabytes: u64) -> io::Result<Self> {
         unshare(CloneFlags::CLONE_NEWNS)?;
         mount(
             None::<&str>,
@@ -44,11 +103,11 @@ impl Disk {
             .tempdir()?;
         let image = dir.path().join("image");
         File::create(&image)?.set_len(megabytes << 20)?;
-        let disk = Self { dir };
+        let disk = Self { kind, dir };
         fs::create_dir(disk.root())?;
-        run(Command::new("mkfs.ext4").args(["-q", "-F"]).arg(&image))?;
+        run(kind.make().arg(&image))?;
         run(Command::new("mount")
-            .args(["-t", "ext4", "-o", "loop"])
+            .args(["-t", kind.file_system(), "-o", kind.options()])
             .arg(&image)
             .arg(disk.root()))?;
         fs::remove_file(&image)?;
@@ -75,12 +134,22 @@ impl Disk {
         mount(
             Some(path.as_str()),
             &self.root(),
-            Some("ext4"),
+            Some(self.kind.file_system()),
             MsFlags::empty(),
             None::<&str>,
         )?;
         drop(device);
         Ok(())
+    }
+}
+
+/// Runs a test on a disk of each kind, one after the other.
+pub(crate) fn on_each(kinds: &[Kind], megabytes: u64, test: impl Fn(&Disk)) {
+    for kind in kinds {
+        if let Some(disk) = Disk::of(*kind, megabytes) {
+            println!("on {kind:?}");
+            test(&disk);
+        }
     }
 }
 

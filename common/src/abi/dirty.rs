@@ -27,12 +27,16 @@ pub struct Watch {
     pub mapped: u8,
     /// Not zero once a dirtied folio counted for less than the whole of it.
     pub exact: u8,
-    pub pad: u8,
+    /// Not zero while an operation may be at work that changes `shape_start..+shape_len` without writing.
+    pub shaping: u8,
     /// Size that the last mark knew of; a different one makes the file `NOTE_TOUCHED`.
     pub size: u64,
+    pub shape_start: u64,
+    /// `u64::MAX` for everything behind.
+    pub shape_len: u64,
 }
 
-const _: () = assert!(core::mem::size_of::<Watch>() == 16);
+const _: () = assert!(core::mem::size_of::<Watch>() == 32);
 
 /// `CHUNK_PAGES` pages of one file.
 #[repr(C)]
@@ -49,12 +53,14 @@ const _: () = assert!(core::mem::size_of::<ChunkKey>() == 8);
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Note {
     pub flags: u64,
-    /// Everything from this byte on may have changed; `u64::MAX` when there is no such place. An
-    /// operation of a file holds the inode's lock, so the least one wins without a race.
+    /// Every byte from here to before `high` may have changed: the hull of what was too wide for bitmaps
+    /// or has no end. `u64::MAX` when there is no such place.
     pub low: u64,
+    /// `u64::MAX` for the file's end, wherever that is; 0 when there is no such place.
+    pub high: u64,
 }
 
-const _: () = assert!(core::mem::size_of::<Note>() == 16);
+const _: () = assert!(core::mem::size_of::<Note>() == 24);
 
 /// The size may have changed.
 pub const NOTE_TOUCHED: u64 = 1;

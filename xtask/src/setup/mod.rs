@@ -13,7 +13,7 @@ pub(crate) use packages::install;
 pub(crate) use toolchain::Toolchain;
 
 /// What compiling and the test beds need, by Debian's names.
-const PACKAGES: [&str; 15] = [
+const PACKAGES: [&str; 16] = [
     "binutils",
     "ca-certificates",
     "e2fsprogs",
@@ -29,6 +29,7 @@ const PACKAGES: [&str; 15] = [
     "python3-venv",
     "redis-server",
     "util-linux",
+    "xfsprogs",
 ];
 
 pub(crate) fn run() -> Result<()> {

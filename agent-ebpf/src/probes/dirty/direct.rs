@@ -7,6 +7,7 @@ use understudy_common::abi::dirty::NOTE_LOST;
 
 use crate::inode::{self, Object};
 use crate::mark::Marker;
+use crate::shape;
 
 #[unsafe(no_mangle)]
 static KIOCB_FILE: Global<u32> = Global::new(0);
@@ -50,7 +51,8 @@ fn direct_complete(ctx: BtfTracePointContext) -> u32 {
     let kiocb: Object = ctx.arg(0);
     let ret: i64 = ctx.arg(2);
     unsafe {
-        let Some(watch) = inode::watch(inode_of(kiocb)) else {
+        let inode = inode_of(kiocb);
+        let Some(watch) = inode::watch(inode) else {
             return 0;
         };
         if watch.direct == 0 || ret == 0 {
@@ -61,9 +63,10 @@ fn direct_complete(ctx: BtfTracePointContext) -> u32 {
             if ret > 0 && end >= ret as u64 {
                 marker.bytes(end - ret as u64, ret as u64);
             } else {
-                marker.note(NOTE_LOST, u64::MAX);
+                marker.note(NOTE_LOST);
             }
         });
+        shape::resized(inode, watch);
     }
     0
 }

@@ -3,6 +3,7 @@
 use core::ffi::c_void;
 
 use aya_ebpf::Global;
+use aya_ebpf::helpers::bpf_get_current_task;
 use aya_ebpf::macros::map;
 use aya_ebpf::maps::HashMap;
 use understudy_common::abi::dirty::{Watch, WatchKey};
@@ -17,6 +18,10 @@ static INODE_GENERATION: Global<u32> = Global::new(0);
 static INODE_SIZE: Global<u32> = Global::new(0);
 #[unsafe(no_mangle)]
 static SB_DEV: Global<u32> = Global::new(0);
+
+/// Zero where the kernel's inode lock has no owner or faults cannot be seen.
+#[unsafe(no_mangle)]
+static INODE_LOCK_OWNER: Global<u32> = Global::new(0);
 
 /// The agent sizes this map; the figure here is the default.
 #[map]
@@ -36,6 +41,34 @@ pub unsafe fn field<T: Copy>(object: Object, offset: &Global<u32>) -> T {
 #[inline(always)]
 pub fn size(inode: Object) -> u64 {
     unsafe { field(inode, &INODE_SIZE) }
+}
+
+/// Who holds an inode's lock for writing.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Holder {
+    Current,
+    Other,
+    Nobody,
+    /// This kernel does not say.
+    Unknown,
+}
+
+/// Of `inode.i_rwsem`, by the owner that the kernel notes in it.
+#[inline(always)]
+pub fn lock_holder(inode: Object) -> Holder {
+    /// Set by waiters; the lowest bit, which stays in, says that readers hold the lock.
+    const NONSPINNABLE: u64 = 2;
+    if INODE_LOCK_OWNER.load() == 0 {
+        return Holder::Unknown;
+    }
+    let owner = unsafe { field::<u64>(inode, &INODE_LOCK_OWNER) } & !NONSPINNABLE;
+    if owner == unsafe { bpf_get_current_task() } {
+        Holder::Current
+    } else if owner == 0 {
+        Holder::Nobody
+    } else {
+        Holder::Other
+    }
 }
 
 /// The watch of an inode, if it has one.

@@ -10,20 +10,16 @@
 //! and then looks at `exact`, with a barrier in between, so at least one of them knows of the other.
 
 use aya_ebpf::Global;
-use aya_ebpf::helpers::bpf_get_current_task;
 use aya_ebpf::macros::btf_tracepoint;
 use aya_ebpf::programs::BtfTracePointContext;
 use understudy_common::abi::dirty::{NOTE_TOUCHED, Watch};
 
-use crate::inode::{self, Object};
+use crate::folio::MAPPING_HOST;
+use crate::inode::{self, Holder, Object};
 use crate::mark::Marker;
-use crate::write::MAPPING_HOST;
 
 #[unsafe(no_mangle)]
 static MAPPING_WRITABLE: Global<u32> = Global::new(0);
-/// Zero where the kernel's inode lock has no owner or faults cannot be seen: folios count whole then.
-#[unsafe(no_mangle)]
-static INODE_LOCK_OWNER: Global<u32> = Global::new(0);
 
 /// # Safety
 /// `mapping` is a pointer that the verifier trusts.
@@ -40,16 +36,11 @@ unsafe fn has_writable_mappings(mapping: Object) -> bool {
 /// `inode` and `mapping` are pointers that the verifier trusts.
 #[inline(always)]
 pub unsafe fn counts_exactly(inode: Object, mapping: Object, watch: &mut Watch) -> bool {
-    /// Set by waiters; the lowest bit, which stays in, says that readers hold the lock.
-    const NONSPINNABLE: u64 = 2;
-    unsafe {
-        if INODE_LOCK_OWNER.load() == 0 || watch.mapped != 0 || has_writable_mappings(mapping) {
-            return false;
-        }
-        let owner: u64 = inode::field(inode, &INODE_LOCK_OWNER);
-        if owner & !NONSPINNABLE != bpf_get_current_task() {
-            return false;
-        }
+    if watch.mapped != 0 || unsafe { has_writable_mappings(mapping) } {
+        return false;
+    }
+    if inode::lock_holder(inode) != Holder::Current {
+        return false;
     }
     if watch.exact == 0 {
         watch.exact = 1;
@@ -87,7 +78,7 @@ fn faulted(mapping: Object) -> u32 {
                 watch.mapped = 1;
                 marker.barrier();
                 if core::ptr::read_volatile(&watch.exact) != 0 {
-                    marker.note(NOTE_TOUCHED, 0);
+                    marker.span(NOTE_TOUCHED, 0, u64::MAX);
                 }
             });
         }

@@ -1,14 +1,16 @@
 //! The bitmaps of the two epochs and the notes beside them.
 
-use core::intrinsics::{AtomicOrdering, atomic_or, atomic_xadd, atomic_xchg};
+use core::intrinsics::{AtomicOrdering, atomic_cxchg, atomic_or, atomic_xadd, atomic_xchg};
 
 use aya_ebpf::bindings::BPF_NOEXIST;
 use aya_ebpf::macros::map;
 use aya_ebpf::maps::{Array, HashMap, PerCpuArray};
 use understudy_common::abi::dirty::{CHUNK_PAGES, ChunkKey, DirtyCounters, NOTE_LOST, Note};
 
-/// Wider ranges are noted as "from here on".
+/// Wider ranges, of more than 8 MiB, are noted by their two ends.
 const CHUNKS_MAX: u64 = 32;
+/// Tries to widen a note beside others that do; then the file is unknown.
+const WIDEN_TRIES_MAX: u32 = 8;
 const PAGE_SHIFT: u32 = 12;
 
 /// The epoch in which marks are made; the agent flips its lowest bit.
@@ -88,7 +90,7 @@ impl Marker {
         let mut chunk = first / CHUNK_PAGES;
         let last_chunk = last / CHUNK_PAGES;
         if last_chunk - chunk >= CHUNKS_MAX || last_chunk > u64::from(u32::MAX) {
-            return self.note(0, offset);
+            return self.span(0, offset, offset.saturating_add(len));
         }
         let mut bits = u64::MAX << (first % CHUNK_PAGES);
         for _ in 0..CHUNKS_MAX {
@@ -103,18 +105,24 @@ impl Marker {
         }
     }
 
-    /// Adds flags, and "everything from `low` on" unless that is `u64::MAX`.
+    /// Adds flags.
     #[inline(always)]
-    pub fn note(&mut self, flags: u64, low: u64) {
+    pub fn note(&mut self, flags: u64) {
+        self.span(flags, u64::MAX, 0);
+    }
+
+    /// Adds flags and the bytes from `low` to before `high`.
+    #[inline(always)]
+    pub fn span(&mut self, flags: u64, low: u64, high: u64) {
         let known = if self.odd {
             NOTES_1.get_ptr_mut(&self.slot)
         } else {
             NOTES_0.get_ptr_mut(&self.slot)
         };
         if let Some(note) = known {
-            return unsafe { merge(note, flags, low) };
+            return unsafe { merge(note, flags, low, high) };
         }
-        let note = Note { flags, low };
+        let note = Note { flags, low, high };
         let stored = if self.odd {
             NOTES_1.insert(&self.slot, &note, u64::from(BPF_NOEXIST))
         } else {
@@ -130,7 +138,7 @@ impl Marker {
             NOTES_0.get_ptr_mut(&self.slot)
         };
         match known {
-            Some(note) => unsafe { merge(note, flags, low) },
+            Some(note) => unsafe { merge(note, flags, low, high) },
             None => self.counters.lost_all += 1,
         }
     }
@@ -148,7 +156,7 @@ impl Marker {
         };
         if !stored {
             self.counters.lost += 1;
-            self.note(NOTE_LOST, u64::MAX);
+            self.note(NOTE_LOST);
         }
     }
 }
@@ -156,15 +164,41 @@ impl Marker {
 /// # Safety
 /// `note` points at an element of a notes map.
 #[inline(always)]
-unsafe fn merge(note: *mut Note, flags: u64, low: u64) {
+unsafe fn merge(note: *mut Note, flags: u64, low: u64, high: u64) {
     unsafe {
+        let widened = widen(&raw mut (*note).low, low, |now| low < now)
+            && widen(&raw mut (*note).high, high, |now| high > now);
+        let flags = if widened { flags } else { flags | NOTE_LOST };
         if (*note).flags & flags != flags {
             atomic_or::<u64, u64, { AtomicOrdering::Relaxed }>(&raw mut (*note).flags, flags);
         }
-        if low < (*note).low {
-            (*note).low = low;
+    }
+}
+
+/// Stores an end of a note unless what is there is as wide. Direct writes note theirs without the
+/// inode's lock.
+///
+/// # Safety
+/// `end` is a field of an element of a notes map.
+#[inline(always)]
+unsafe fn widen(end: *mut u64, to: u64, is_wider: impl Fn(u64) -> bool) -> bool {
+    for _ in 0..WIDEN_TRIES_MAX {
+        unsafe {
+            let now = end.read_volatile();
+            if !is_wider(now) {
+                return true;
+            }
+            let (_, stored) = atomic_cxchg::<
+                u64,
+                { AtomicOrdering::Relaxed },
+                { AtomicOrdering::Relaxed },
+            >(end, now, to);
+            if stored {
+                return true;
+            }
         }
     }
+    false
 }
 
 /// False when there is no room.

@@ -231,7 +231,11 @@ impl Cutter {
             return Ok(false);
         };
         match self.source.watch(key, file.as_fd()) {
-            Err(why @ (TrackError::Full { .. } | TrackError::FileSystem { .. })) => {
+            Err(
+                why @ (TrackError::Full { .. }
+                | TrackError::FileSystem { .. }
+                | TrackError::OtherFileSystem { .. }),
+            ) => {
                 self.scan_from_now_on(&why);
                 self.source.watch(key, file.as_fd()).map_err(io::Error::other)
             }

@@ -1,4 +1,4 @@
-//! The engine on ext4 with the kernel's own dirty ranges: equal trees, and reads that follow what changed.
+//! The engine with the kernel's own dirty ranges: equal trees, and reads that follow what changed.
 
 use std::collections::BTreeSet;
 use std::fs::{self, File, OpenOptions};
@@ -12,7 +12,7 @@ use understudy_common::wire::CopyState;
 use super::histories::Joined;
 use super::pair::{Act, tree};
 use crate::sync::store::StoreError;
-use crate::sync::testdisk::Disk;
+use crate::sync::testdisk::{Disk, Kind, on_each};
 use crate::sync::tracker::{KernelTracker, PAGE, TrackerLimits};
 
 const GENERATIONS: u64 = 120;
@@ -71,7 +71,7 @@ impl Sides {
 
     pub fn joined(&self) -> Joined {
         let roots = std::slice::from_ref(&self.from);
-        let source = KernelTracker::open(roots, TrackerLimits::default()).expect("the kernel tracks ext4");
+        let source = KernelTracker::open(roots, TrackerLimits::default()).expect("the kernel tracks it");
         Joined::with(Box::new(source), &self.from, &self.to, &self.state)
     }
 }
@@ -117,70 +117,72 @@ fn files(root: &Path) -> Vec<PathBuf> {
 }
 
 #[test]
-fn both_trees_are_equal_after_each_of_many_generations_on_ext4() {
-    let Some(disk) = Disk::new(192) else { return };
-    let sides = Sides::below(&disk.root());
-    let mut joined = sides.joined();
-    joined.set_rearm_max(Duration::from_secs(60));
-    let mut dice = Dice(0x5EED);
-    for n in 1..=GENERATIONS {
-        for _ in 0..=dice.roll(8) {
-            dice.act().play(&sides.from);
-            let there = files(&sides.from);
-            if !there.is_empty() && dice.roll(3) == 0 {
-                store_mapped(&there[dice.roll(there.len() as u64) as usize], &mut dice);
+fn both_trees_are_equal_after_each_of_many_generations() {
+    on_each(&Kind::EACH, 192, |disk| {
+        let sides = Sides::below(&disk.root());
+        let mut joined = sides.joined();
+        joined.set_rearm_max(Duration::from_secs(60));
+        let mut dice = Dice(0x5EED);
+        for n in 1..=GENERATIONS {
+            for _ in 0..=dice.roll(8) {
+                dice.act().play(&sides.from);
+                let there = files(&sides.from);
+                if !there.is_empty() && dice.roll(3) == 0 {
+                    store_mapped(&there[dice.roll(there.len() as u64) as usize], &mut dice);
+                }
             }
+            let generation = joined.cut_live(n);
+            joined.deliver();
+            assert_eq!(joined.store.generation(), Some(generation));
+            assert_eq!(joined.store.copy(), CopyState::Ready, "generation {n}");
+            assert!(
+                tree(&sides.from) == tree(&sides.to),
+                "generation {n}: the trees differ"
+            );
         }
-        let generation = joined.cut_live(n);
-        joined.deliver();
-        assert_eq!(joined.store.generation(), Some(generation));
-        assert_eq!(joined.store.copy(), CopyState::Ready, "generation {n}");
-        assert!(
-            tree(&sides.from) == tree(&sides.to),
-            "generation {n}: the trees differ"
-        );
-    }
-    assert_eq!(joined.figures().unknown, 0, "nothing forced a re-read");
+        assert_eq!(joined.figures().unknown, 0, "nothing forced a re-read");
+    });
 }
 
 #[test]
 fn what_is_read_is_what_was_dirtied_within_a_tenth() {
     const PAGES: u64 = 8_192;
-    let Some(disk) = Disk::new(192) else { return };
-    let sides = Sides::below(&disk.root());
-    let big = sides.from.join("big");
-    fs::write(&big, vec![7; (PAGES * PAGE) as usize]).expect("room");
-    let mut joined = sides.joined();
-    joined.set_rearm_max(Duration::from_secs(60));
-    joined.cut_live(1);
-    joined.deliver();
-    // What was read inside the first cut is looked at once more.
-    joined.cut_live(2);
-    joined.deliver();
-    let file = File::options().write(true).open(&big).expect("there");
-    let (mut dice, mut dirtied) = (Dice(7), 0);
-    let before = joined.figures().bytes_read;
-    for n in 3..=60_u64 {
-        let mut pages = BTreeSet::new();
-        for _ in 0..=dice.roll(30) {
-            // Never the last page, which is read twice: the file could be growing.
-            let page = dice.roll(PAGES - 2);
-            let at = page * PAGE + dice.roll(PAGE - 8);
-            file.write_all_at(&n.to_le_bytes(), at).expect("room");
-            pages.insert(page);
-        }
-        dirtied += pages.len() as u64 * PAGE;
-        joined.cut_live(n);
+    on_each(&Kind::EACH, 192, |disk| {
+        let sides = Sides::below(&disk.root());
+        let big = sides.from.join("big");
+        fs::write(&big, vec![7; (PAGES * PAGE) as usize]).expect("room");
+        let mut joined = sides.joined();
+        joined.set_rearm_max(Duration::from_secs(60));
+        joined.cut_live(1);
         joined.deliver();
-    }
-    let read = joined.figures().bytes_read - before;
-    assert!(read >= dirtied, "{read} bytes read of {dirtied} dirty ones");
-    assert!(
-        read <= dirtied + dirtied / 10,
-        "{read} bytes read for {dirtied} dirty ones"
-    );
-    assert_eq!(joined.figures().unknown, 0, "nothing forced a re-read");
-    assert!(tree(&sides.from) == tree(&sides.to), "the trees differ");
+        // What was read inside the first cut is looked at once more.
+        joined.cut_live(2);
+        joined.deliver();
+        let file = File::options().write(true).open(&big).expect("there");
+        let (mut dice, mut dirtied) = (Dice(7), 0);
+        let before = joined.figures().bytes_read;
+        for n in 3..=60_u64 {
+            let mut pages = BTreeSet::new();
+            for _ in 0..=dice.roll(30) {
+                // Never the last page, which is read twice: the file could be growing.
+                let page = dice.roll(PAGES - 2);
+                let at = page * PAGE + dice.roll(PAGE - 8);
+                file.write_all_at(&n.to_le_bytes(), at).expect("room");
+                pages.insert(page);
+            }
+            dirtied += pages.len() as u64 * PAGE;
+            joined.cut_live(n);
+            joined.deliver();
+        }
+        let read = joined.figures().bytes_read - before;
+        assert!(read >= dirtied, "{read} bytes read of {dirtied} dirty ones");
+        assert!(
+            read <= dirtied + dirtied / 10,
+            "{read} bytes read for {dirtied} dirty ones"
+        );
+        assert_eq!(joined.figures().unknown, 0, "nothing forced a re-read");
+        assert!(tree(&sides.from) == tree(&sides.to), "the trees differ");
+    });
 }
 
 /// Stores `value` into each of these pages through one mapping, not synced.
@@ -213,37 +215,38 @@ fn store_pages(path: &Path, pages: &BTreeSet<u64>, value: u8) {
 #[test]
 fn what_is_read_after_mapped_stores_is_the_folios_they_dirtied_within_a_tenth() {
     const PAGES: u64 = 8_192;
-    let Some(disk) = Disk::new(192) else { return };
-    let sides = Sides::below(&disk.root());
-    let big = sides.from.join("big");
-    fs::write(&big, vec![7; (PAGES * PAGE) as usize]).expect("room");
-    let mut joined = sides.joined();
-    joined.set_rearm_max(Duration::from_secs(60));
-    for n in 1..=2 {
-        joined.cut_live(n);
-        joined.deliver();
-    }
-    let mut dice = Dice(11);
-    let (read_before, reported_before) = (joined.figures().bytes_read, joined.pages_reported());
-    for n in 3..=40_u64 {
-        let pages: BTreeSet<u64> = (0..=dice.roll(12)).map(|_| dice.roll(PAGES - 300)).collect();
-        store_pages(&big, &pages, n as u8);
-        joined.cut_live(n);
-        joined.deliver();
+    on_each(&Kind::EACH, 192, |disk| {
+        let sides = Sides::below(&disk.root());
+        let big = sides.from.join("big");
+        fs::write(&big, vec![7; (PAGES * PAGE) as usize]).expect("room");
+        let mut joined = sides.joined();
+        joined.set_rearm_max(Duration::from_secs(60));
+        for n in 1..=2 {
+            joined.cut_live(n);
+            joined.deliver();
+        }
+        let mut dice = Dice(11);
+        let (read_before, reported_before) = (joined.figures().bytes_read, joined.pages_reported());
+        for n in 3..=40_u64 {
+            let pages: BTreeSet<u64> = (0..=dice.roll(12)).map(|_| dice.roll(PAGES - 300)).collect();
+            store_pages(&big, &pages, n as u8);
+            joined.cut_live(n);
+            joined.deliver();
+            assert!(
+                tree(&sides.from) == tree(&sides.to),
+                "generation {n}: the trees differ"
+            );
+        }
+        let read = joined.figures().bytes_read - read_before;
+        let folios = (joined.pages_reported() - reported_before) * PAGE;
+        println!("{read} bytes read of {folios} bytes of dirty folios");
+        assert!(folios > 0 && read > 0);
         assert!(
-            tree(&sides.from) == tree(&sides.to),
-            "generation {n}: the trees differ"
+            read <= folios + folios / 10,
+            "{read} bytes read of {folios} bytes of dirty folios"
         );
-    }
-    let read = joined.figures().bytes_read - read_before;
-    let folios = (joined.pages_reported() - reported_before) * PAGE;
-    println!("{read} bytes read of {folios} bytes of dirty folios");
-    assert!(folios > 0 && read > 0);
-    assert!(
-        read <= folios + folios / 10,
-        "{read} bytes read of {folios} bytes of dirty folios"
-    );
-    assert_eq!(joined.figures().unknown, 0, "nothing forced a re-read");
+        assert_eq!(joined.figures().unknown, 0, "nothing forced a re-read");
+    });
 }
 
 type Make = fn(&Path) -> std::io::Result<()>;
@@ -310,34 +313,35 @@ fn what_takes_the_inode_number_of_another_is_not_taken_for_it() {
 
 #[test]
 fn more_files_than_the_kernel_can_watch_are_scanned_from_then_on() {
-    let Some(disk) = Disk::new(64) else { return };
-    let sides = Sides::below(&disk.root());
-    let roots = std::slice::from_ref(&sides.from);
-    let limits = TrackerLimits {
-        files_max: 2,
-        ..TrackerLimits::default()
-    };
-    let source = KernelTracker::open(roots, limits).expect("the kernel tracks ext4");
-    for n in 0..2 {
-        fs::write(sides.from.join(format!("f{n}")), vec![n; 9_000]).expect("room");
-    }
-    let mut joined = Joined::with(Box::new(source), &sides.from, &sides.to, &sides.state);
-    joined.cut_live(1);
-    joined.deliver();
-    assert!(joined.figures().tracked);
-    for n in 2..6 {
-        fs::write(sides.from.join(format!("f{n}")), vec![n; 9_000]).expect("room");
-    }
-    fs::write(sides.from.join("f0"), b"changed").expect("room");
-    joined.cut_live(2);
-    joined.deliver();
-    assert!(!joined.figures().tracked, "said in the figures");
-    assert!(joined.figures().unknown >= 2, "what was tracked is in doubt once");
-    assert!(tree(&sides.from) == tree(&sides.to), "the trees differ");
-    fs::write(sides.from.join("f5"), b"and on").expect("room");
-    joined.cut_live(3);
-    joined.deliver();
-    assert!(tree(&sides.from) == tree(&sides.to), "the trees differ");
+    on_each(&Kind::EACH, 64, |disk| {
+        let sides = Sides::below(&disk.root());
+        let roots = std::slice::from_ref(&sides.from);
+        let limits = TrackerLimits {
+            files_max: 2,
+            ..TrackerLimits::default()
+        };
+        let source = KernelTracker::open(roots, limits).expect("the kernel tracks it");
+        for n in 0..2 {
+            fs::write(sides.from.join(format!("f{n}")), vec![n; 9_000]).expect("room");
+        }
+        let mut joined = Joined::with(Box::new(source), &sides.from, &sides.to, &sides.state);
+        joined.cut_live(1);
+        joined.deliver();
+        assert!(joined.figures().tracked);
+        for n in 2..6 {
+            fs::write(sides.from.join(format!("f{n}")), vec![n; 9_000]).expect("room");
+        }
+        fs::write(sides.from.join("f0"), b"changed").expect("room");
+        joined.cut_live(2);
+        joined.deliver();
+        assert!(!joined.figures().tracked, "said in the figures");
+        assert!(joined.figures().unknown >= 2, "what was tracked is in doubt once");
+        assert!(tree(&sides.from) == tree(&sides.to), "the trees differ");
+        fs::write(sides.from.join("f5"), b"and on").expect("room");
+        joined.cut_live(3);
+        joined.deliver();
+        assert!(tree(&sides.from) == tree(&sides.to), "the trees differ");
+    });
 }
 
 #[test]

@@ -1,9 +1,9 @@
-//! The change source for ext4: kernel programs for pages, fanotify for names.
+//! The change source for ext4 and xfs: kernel programs for pages, fanotify for names.
 //!
 //! Invariants: a slot belongs to one file at a time; a mark that arrives late for a slot's last owner
 //! can only make the next one read more; a file with a lost mark is in `unknown`.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::fs::File;
 use std::io;
 use std::mem::MaybeUninit;
@@ -12,6 +12,7 @@ use std::path::{Path, PathBuf};
 
 use understudy_common::abi::dirty::{NOTE_EARLY, NOTE_LOST, NOTE_TOUCHED, Watch, WatchKey};
 
+use super::hooks::FileSystem;
 use super::names::Names;
 use super::pages::{PAGE, PageSet};
 use super::programs::Programs;
@@ -40,8 +41,10 @@ struct Slot {
     kernel: WatchKey,
 }
 
-/// Watches files under some roots, all of them on ext4.
+/// Watches files under some roots, all of them on file systems of `FileSystem`.
 pub struct KernelTracker {
+    /// Those that the roots are on: the programs of others are not attached.
+    file_systems: BTreeSet<FileSystem>,
     programs: Programs,
     names: Names,
     limits: TrackerLimits,
@@ -62,18 +65,20 @@ impl KernelTracker {
     /// Attaches the programs and watches the names under `roots`, which exist: directories, or single
     /// files. No file is watched yet.
     pub fn open(roots: &[PathBuf], limits: TrackerLimits) -> Result<Self, TrackError> {
+        let mut file_systems = BTreeSet::new();
         for root in roots {
             let file = File::open(root).map_err(|source| TrackError::Io {
                 what: "opening a root",
                 source,
             })?;
-            supported(file.as_raw_fd(), root)?;
+            file_systems.insert(file_system(file.as_raw_fd(), root)?);
         }
         // Names first: nothing is listed before both are there.
         let names = Names::open(roots)?;
-        let programs = Programs::attach(limits.files_max, limits.chunks_max)?;
+        let programs = Programs::attach(&file_systems, limits.files_max, limits.chunks_max)?;
         let missed = programs.missed()?;
         Ok(Self {
+            file_systems,
             programs,
             names,
             limits,
@@ -112,11 +117,9 @@ impl KernelTracker {
             if note.flags & NOTE_EARLY != 0 {
                 early.push(key);
             }
-            if note.low != u64::MAX {
-                set.pages
-                    .entry(key)
-                    .or_default()
-                    .insert(note.low / PAGE..PageSet::END);
+            if note.low < note.high {
+                let pages = set.pages.entry(key).or_default();
+                pages.insert(note.low / PAGE..note.high.div_ceil(PAGE));
             }
         })?;
         Ok(early)
@@ -125,7 +128,11 @@ impl KernelTracker {
 
 impl ChangeSource for KernelTracker {
     fn watch(&mut self, key: InodeKey, file: BorrowedFd<'_>) -> Result<bool, TrackError> {
-        supported(file.as_raw_fd(), Path::new("a watched file"))?;
+        let path = Path::new("a watched file");
+        let file_system = file_system(file.as_raw_fd(), path)?;
+        if !self.file_systems.contains(&file_system) {
+            return Err(TrackError::OtherFileSystem { file_system });
+        }
         let kernel = WatchKey {
             dev: kernel_dev(key.dev),
             generation: generation(file)?,
@@ -264,7 +271,7 @@ fn kernel_dev(dev: u64) -> u32 {
     libc::major(dev) << 20 | libc::minor(dev)
 }
 
-fn supported(fd: i32, path: &Path) -> Result<(), TrackError> {
+fn file_system(fd: i32, path: &Path) -> Result<FileSystem, TrackError> {
     let mut stat = MaybeUninit::<libc::statfs>::uninit();
     // SAFETY: fstatfs fills the struct when it returns 0.
     let magic = unsafe {
@@ -273,13 +280,10 @@ fn supported(fd: i32, path: &Path) -> Result<(), TrackError> {
         }
         stat.assume_init().f_type
     };
-    if magic != libc::EXT4_SUPER_MAGIC {
-        return Err(TrackError::FileSystem {
-            path: path.to_owned(),
-            magic,
-        });
-    }
-    Ok(())
+    FileSystem::of_magic(magic).ok_or_else(|| TrackError::FileSystem {
+        path: path.to_owned(),
+        magic,
+    })
 }
 
 fn generation(file: BorrowedFd<'_>) -> Result<u32, TrackError> {

@@ -43,6 +43,7 @@
 //! - One source has its own kernel programs and maps. Marks of files that are not watched, and names
 //!   outside the roots, do not appear.
 
+mod hooks;
 mod kernel;
 mod names;
 mod pages;
@@ -58,6 +59,7 @@ use std::os::fd::BorrowedFd;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::PathBuf;
 
+pub use hooks::FileSystem;
 pub use kernel::{KernelTracker, TrackerLimits};
 pub use pages::{PAGE, PageSet};
 pub use rearm::{Rearmer, rearm};
@@ -182,8 +184,10 @@ pub enum TrackError {
         #[source]
         source: Option<Box<dyn std::error::Error + Send + Sync>>,
     },
-    #[error("{path} is on a file system without dirty ranges (magic {magic:#x}, ext4 is supported)", path = .path.display())]
+    #[error("{path} is on a file system without dirty ranges (magic {magic:#x}; ext4 and xfs have them)", path = .path.display())]
     FileSystem { path: PathBuf, magic: i64 },
+    #[error("a watched file is on {file_system}, where no root is")]
+    OtherFileSystem { file_system: FileSystem },
     #[error("{watched} files are watched already, which is the limit; raise it or watch fewer paths")]
     Full { watched: usize },
     #[error("{what} failed")]

@@ -3,6 +3,7 @@
 //! Invariants: all programs attach or none stays; the retired maps are read only after every program
 //! that could still mark in them has left.
 
+use std::collections::BTreeSet;
 use std::os::fd::{AsFd, AsRawFd};
 use std::sync::atomic::{Ordering, fence};
 
@@ -12,30 +13,9 @@ use aya::{Ebpf, EbpfLoader, Pod};
 use understudy_common::abi::dirty::{ChunkKey, DirtyCounters, Note, Watch, WatchKey};
 
 use super::TrackError;
+use super::hooks::{COMMON, FAULTS, FileSystem};
 use super::syscall::{ProgramInfo, drain, program_info};
 use crate::btf::{Btf, BtfError};
-
-/// Program → tracepoint. Without the direct ones a direct write would go unseen, so a kernel older
-/// than 6.7 scans.
-const PROGRAMS: [(&str, &str); 12] = [
-    ("da_write_end", "ext4_da_write_end"),
-    ("write_end", "ext4_write_end"),
-    ("journalled_write_end", "ext4_journalled_write_end"),
-    ("dirty_folio", "writeback_dirty_folio"),
-    ("mark_inode_dirty", "ext4_mark_inode_dirty"),
-    ("truncate_enter", "ext4_truncate_enter"),
-    ("punch_hole", "ext4_punch_hole"),
-    ("zero_range", "ext4_zero_range"),
-    ("collapse_range", "ext4_collapse_range"),
-    ("insert_range", "ext4_insert_range"),
-    ("direct_begin", "iomap_dio_rw_begin"),
-    ("direct_complete", "iomap_dio_complete"),
-];
-/// Where one of these is missing, a write counts for the whole folio that it dirties.
-const FAULTS: [(&str, &str); 2] = [
-    ("fault", "mm_filemap_fault"),
-    ("map_pages", "mm_filemap_map_pages"),
-];
 
 /// Looks at the processors before a retired epoch is given up; each takes a few microseconds and a
 /// program stays for less than one.
@@ -70,8 +50,7 @@ fn unavailable<E: std::error::Error + Send + Sync + 'static>(what: &str) -> impl
     }
 }
 
-fn offsets() -> Result<Vec<(&'static str, u32)>, BtfError> {
-    let btf = Btf::load()?;
+fn offsets(btf: &Btf) -> Result<Vec<(&'static str, u32)>, BtfError> {
     Ok(vec![
         ("INODE_SB", btf.offset("inode", "i_sb")?),
         ("INODE_INO", btf.offset("inode", "i_ino")?),
@@ -90,7 +69,7 @@ fn offsets() -> Result<Vec<(&'static str, u32)>, BtfError> {
             "MAPPING_WRITABLE",
             btf.offset("address_space", "i_mmap_writable")?,
         ),
-        ("INODE_LOCK_OWNER", lock_owner(&btf)),
+        ("INODE_LOCK_OWNER", lock_owner(btf)),
         ("ITER_SOURCE", btf.offset("iov_iter", "data_source")?),
     ])
 }
@@ -108,9 +87,19 @@ fn lock_owner(btf: &Btf) -> u32 {
 }
 
 impl Programs {
-    /// Loads and attaches, with room for that many files and bitmap words per epoch.
-    pub fn attach(files_max: u32, chunks_max: u32) -> Result<Self, TrackError> {
-        let offsets = offsets().map_err(unavailable("the kernel's layout"))?;
+    /// Loads and attaches what shows the writes to these file systems, with room for that many files and
+    /// bitmap words per epoch.
+    pub fn attach(
+        file_systems: &BTreeSet<FileSystem>,
+        files_max: u32,
+        chunks_max: u32,
+    ) -> Result<Self, TrackError> {
+        let layout = Btf::load().map_err(unavailable("the kernel's layout"))?;
+        let mut offsets = offsets(&layout).map_err(unavailable("the kernel's layout"))?;
+        for file_system in file_systems {
+            let more = file_system.offsets(&layout);
+            offsets.extend(more.map_err(unavailable(&format!("the layout of {file_system}")))?);
+        }
         let exact = offsets
             .iter()
             .any(|(name, offset)| *name == "INODE_LOCK_OWNER" && *offset != 0);
@@ -128,8 +117,14 @@ impl Programs {
             .load(crate::object::DIRTY)
             .map_err(unavailable("loading the kernel programs"))?;
         let btf = aya::Btf::from_sys_fs().map_err(unavailable("reading the kernel's BTF"))?;
-        let faults = FAULTS.into_iter().filter(|_| exact);
-        for (name, tracepoint) in faults.chain(PROGRAMS) {
+        let faults = FAULTS.iter().filter(|_| exact);
+        let own = file_systems.iter().flat_map(|known| known.hooks());
+        let optional = file_systems
+            .iter()
+            .flat_map(|known| known.optional_hooks())
+            .filter(|(_, tracepoint)| layout.tracepoint_arguments(tracepoint).is_ok());
+        // Faults first: a folio counts for less than the whole only when they are seen.
+        for (name, tracepoint) in faults.chain(&COMMON).chain(own).chain(optional) {
             let program: &mut BtfTracePoint = ebpf
                 .program_mut(name)
                 .ok_or_else(|| missing(name))?

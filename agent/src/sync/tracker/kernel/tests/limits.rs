@@ -6,38 +6,39 @@ use super::*;
 
 #[test]
 fn a_full_bitmap_makes_the_file_unknown_and_never_clean() {
-    let Some(disk) = Disk::new(128) else { return };
-    let limits = TrackerLimits {
-        files_max: 4,
-        chunks_max: 4,
-    };
-    let Some(mut tracker) = tracker(&disk, limits) else {
-        return;
-    };
-    let file = disk.file("file", 64 * 128);
-    let key = watch(&mut tracker, &file);
-    tracker.swap().unwrap();
-    for round in 0..3 {
-        for chunk in 0..128 {
-            file.write_all_at(b"x", chunk * 64 * PAGE).unwrap();
+    testdisk::on_each(&Kind::EACH, 128, |disk| {
+        let limits = TrackerLimits {
+            files_max: 4,
+            chunks_max: 4,
+        };
+        let Some(mut tracker) = tracker(disk, limits) else {
+            return;
+        };
+        let file = disk.file("file", 64 * 128);
+        let key = watch(&mut tracker, &file);
+        tracker.swap().unwrap();
+        for round in 0..3 {
+            for chunk in 0..128 {
+                file.write_all_at(b"x", chunk * 64 * PAGE).unwrap();
+            }
+            let set = tracker.swap().unwrap();
+            let marked = pages(&set, &file);
+            assert!(set.unknown.contains(&key), "round {round}: {set:?}");
+            assert!(
+                !marked.is_empty() && marked.len() < 128,
+                "round {round}: {marked:?}"
+            );
+            assert!(tracker.counters().lost > 0);
+            // And there is room again afterwards.
+            file.write_all_at(b"x", 3 * PAGE).unwrap();
+            let set = tracker.swap().unwrap();
+            assert_eq!(
+                (pages(&set, &file), set.unknown.len()),
+                (vec![3], 0),
+                "round {round}"
+            );
         }
-        let set = tracker.swap().unwrap();
-        let marked = pages(&set, &file);
-        assert!(set.unknown.contains(&key), "round {round}: {set:?}");
-        assert!(
-            !marked.is_empty() && marked.len() < 128,
-            "round {round}: {marked:?}"
-        );
-        assert!(tracker.counters().lost > 0);
-        // And there is room again afterwards.
-        file.write_all_at(b"x", 3 * PAGE).unwrap();
-        let set = tracker.swap().unwrap();
-        assert_eq!(
-            (pages(&set, &file), set.unknown.len()),
-            (vec![3], 0),
-            "round {round}"
-        );
-    }
+    });
 }
 
 #[test]
@@ -72,24 +73,25 @@ fn watching_more_files_than_there_is_room_for_is_refused() {
 
 #[test]
 fn a_new_file_with_a_removed_ones_number_is_not_taken_for_it() {
-    let Some(disk) = Disk::new(32) else { return };
-    let Some(mut tracker) = tracker(&disk, TrackerLimits::default()) else {
-        return;
-    };
-    let first = disk.file("file", 1);
-    let number = watch(&mut tracker, &first);
-    drop(first);
-    fs::remove_file(disk.root().join("file")).unwrap();
-    tracker.swap().unwrap();
-    let second = disk.file("file", 1);
-    if key(&second) != number {
-        return println!("skipped: the number was not used again");
-    }
-    assert!(tracker.swap().unwrap().pages.is_empty());
-    watch(&mut tracker, &second);
-    second.write_all_at(b"x", 0).unwrap();
-    assert_eq!(pages(&tracker.swap().unwrap(), &second), [0]);
-    assert_eq!(tracker.counters().watched, 1);
+    testdisk::on_each(&Kind::EACH, 32, |disk| {
+        let Some(mut tracker) = tracker(disk, TrackerLimits::default()) else {
+            return;
+        };
+        let first = disk.file("file", 1);
+        let number = watch(&mut tracker, &first);
+        drop(first);
+        fs::remove_file(disk.root().join("file")).unwrap();
+        tracker.swap().unwrap();
+        let second = disk.file("file", 1);
+        if key(&second) != number {
+            return println!("skipped: the number was not used again");
+        }
+        assert!(tracker.swap().unwrap().pages.is_empty());
+        watch(&mut tracker, &second);
+        second.write_all_at(b"x", 0).unwrap();
+        assert_eq!(pages(&tracker.swap().unwrap(), &second), [0]);
+        assert_eq!(tracker.counters().watched, 1);
+    });
 }
 
 #[test]
@@ -102,51 +104,52 @@ fn another_file_system_is_refused() {
 fn a_write_costs_little_and_a_swap_costs_its_marks() {
     const ROUNDS: u64 = 50;
     const WRITES: u64 = 500;
-    let Some(disk) = Disk::new(256) else { return };
-    let Some(mut tracker) = tracker(&disk, TrackerLimits::default()) else {
-        return;
-    };
-    let Ok(_stats) = aya::sys::enable_stats(aya::sys::Stats::RunTime) else {
-        return println!("skipped: the kernel keeps no run-time statistics here");
-    };
-    let (file, other) = (disk.file("file", 8192), disk.file("other", 8192));
-    let key = watch(&mut tracker, &file);
-    tracker.swap().unwrap();
-    for (name, target) in [("not watched", &other), ("watched", &file)] {
-        // The best of many rounds: the statistics count what interrupts a program as its own.
-        let mut best = BTreeMap::new();
-        for round in 0..ROUNDS {
-            let before = tracker.run_time().unwrap();
-            for at in 0..WRITES {
-                target
-                    .write_all_at(b"x", (round * WRITES + at) * 7919 % 8192 * PAGE)
-                    .unwrap();
-            }
-            for ((program, ns, runs), (_, ns_before, runs_before)) in
-                tracker.run_time().unwrap().into_iter().zip(before)
-            {
-                if runs - runs_before >= WRITES / 10 {
-                    let each = (ns - ns_before) / (runs - runs_before);
-                    let least = best.entry(program).or_insert(each);
-                    *least = each.min(*least);
+    testdisk::on_each(&Kind::EACH, 256, |disk| {
+        let Some(mut tracker) = tracker(disk, TrackerLimits::default()) else {
+            return;
+        };
+        let Ok(_stats) = aya::sys::enable_stats(aya::sys::Stats::RunTime) else {
+            return println!("skipped: the kernel keeps no run-time statistics here");
+        };
+        let (file, other) = (disk.file("file", 8192), disk.file("other", 8192));
+        let key = watch(&mut tracker, &file);
+        tracker.swap().unwrap();
+        for (name, target) in [("not watched", &other), ("watched", &file)] {
+            // The best of many rounds: the statistics count what interrupts a program as its own.
+            let mut best = BTreeMap::new();
+            for round in 0..ROUNDS {
+                let before = tracker.run_time().unwrap();
+                for at in 0..WRITES {
+                    target
+                        .write_all_at(b"x", (round * WRITES + at) * 7919 % 8192 * PAGE)
+                        .unwrap();
+                }
+                for ((program, ns, runs), (_, ns_before, runs_before)) in
+                    tracker.run_time().unwrap().into_iter().zip(before)
+                {
+                    if runs - runs_before >= WRITES / 10 {
+                        let each = (ns - ns_before) / (runs - runs_before);
+                        let least = best.entry(program).or_insert(each);
+                        *least = each.min(*least);
+                    }
                 }
             }
+            assert!(!best.is_empty(), "the programs did not run");
+            println!("{name}: ns in each run {best:?}");
         }
-        assert!(best.contains_key("da_write_end"), "the programs did not run");
-        println!("{name}: ns in each run {best:?}");
-    }
-    let start = std::time::Instant::now();
-    let set = tracker.swap().unwrap();
-    println!("swap with {} pages: {:?}", set.pages[&key].len(), start.elapsed());
-    assert_eq!(pages(&set, &file).len(), 8192);
-    let start = std::time::Instant::now();
-    for _ in 0..100 {
-        assert!(tracker.swap().unwrap().pages.is_empty());
-    }
-    println!("swap with nothing: {:?}", start.elapsed() / 100);
-    let start = std::time::Instant::now();
-    for _ in 0..100 {
-        assert!(!tracker.pending());
-    }
-    println!("pending: {:?}", start.elapsed() / 100);
+        let start = std::time::Instant::now();
+        let set = tracker.swap().unwrap();
+        println!("swap with {} pages: {:?}", set.pages[&key].len(), start.elapsed());
+        assert_eq!(pages(&set, &file).len(), 8192);
+        let start = std::time::Instant::now();
+        for _ in 0..100 {
+            assert!(tracker.swap().unwrap().pages.is_empty());
+        }
+        println!("swap with nothing: {:?}", start.elapsed() / 100);
+        let start = std::time::Instant::now();
+        for _ in 0..100 {
+            assert!(!tracker.pending());
+        }
+        println!("pending: {:?}", start.elapsed() / 100);
+    });
 }

@@ -1,20 +1,23 @@
-//! The tracker against the running kernel, each test on an ext4 of its own.
+//! The tracker against the running kernel, each test on file systems of its own.
 
 mod limits;
 mod mappings;
 mod names;
+mod shapes;
 mod stress;
+mod uring;
 mod writes;
 
 use std::fs::{self, File, OpenOptions};
 use std::io;
+use std::ops::Range;
 use std::os::fd::AsFd;
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
 use super::*;
 use crate::btf::Btf;
-use crate::sync::testdisk::Disk;
+use crate::sync::testdisk::{self, Disk, Kind};
 
 impl Disk {
     /// A file of that many pages, clean on disk.
@@ -26,6 +29,15 @@ impl Disk {
         file.sync_all().unwrap();
         file
     }
+}
+
+/// Runs a test with a tracker on a disk of each kind.
+fn on_each(kinds: &[Kind], megabytes: u64, test: impl Fn(&Disk, KernelTracker)) {
+    testdisk::on_each(kinds, megabytes, |disk| {
+        if let Some(tracker) = tracker(disk, TrackerLimits::default()) {
+            test(disk, tracker);
+        }
+    });
 }
 
 fn open(path: &Path) -> File {
@@ -85,8 +97,12 @@ fn pages(set: &DirtySet, file: &File) -> Vec<u64> {
 }
 
 fn everything_from(page: u64) -> PageSet {
+    only(page..PageSet::END)
+}
+
+fn only(pages: Range<u64>) -> PageSet {
     let mut set = PageSet::new();
-    set.insert(page..PageSet::END);
+    set.insert(pages);
     set
 }
 

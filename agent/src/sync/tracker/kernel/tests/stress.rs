@@ -273,53 +273,48 @@ fn differing(key: &InodeKey, copy: &Copy) -> u64 {
 
 #[test]
 fn no_changed_page_is_missed_by_the_rule() {
-    let Some(disk) = Disk::new(256) else { return };
-    let Some(mut tracker) = tracker(&disk, TrackerLimits::default()) else {
-        return;
-    };
-    let seed = u64::from(std::process::id()) << 8 | 1;
-    let outcome = run_rule(&disk, &mut tracker, seed, true);
-    println!(
-        "{} operations, {} cuts, {} pages reported, {} missed, seed {seed}",
-        outcome.operations, outcome.cuts, outcome.pages, outcome.missed
-    );
-    assert!(outcome.operations >= 10_000 && outcome.cuts >= CUTS);
-    assert_eq!(outcome.missed, 0, "seed {seed}");
+    on_each(&Kind::ALL, 256, |disk, mut tracker| {
+        let seed = u64::from(std::process::id()) << 8 | 1;
+        let outcome = run_rule(disk, &mut tracker, seed, true);
+        println!(
+            "{} operations, {} cuts, {} pages reported, {} missed, seed {seed}",
+            outcome.operations, outcome.cuts, outcome.pages, outcome.missed
+        );
+        assert!(outcome.operations >= 10_000 && outcome.cuts >= CUTS);
+        assert_eq!(outcome.missed, 0, "seed {seed}");
+    });
 }
 
 #[test]
 fn without_rearm_pages_are_missed_and_the_stress_test_sees_it() {
-    let Some(disk) = Disk::new(256) else { return };
-    let Some(mut tracker) = tracker(&disk, TrackerLimits::default()) else {
-        return;
-    };
-    assert!(run_rule(&disk, &mut tracker, 1, false).missed > 0);
+    on_each(&Kind::EACH, 256, |disk, mut tracker| {
+        assert!(run_rule(disk, &mut tracker, 1, false).missed > 0);
+    });
 }
 
+/// Not with `data=journal`, where writing back dirties once more.
 #[test]
 fn random_buffered_writes_are_reported_page_by_page() {
-    let Some(disk) = Disk::new(128) else { return };
-    let Some(mut tracker) = tracker(&disk, TrackerLimits::default()) else {
-        return;
-    };
-    let file = disk.file("file", 4096);
-    let key = watch(&mut tracker, &file);
-    tracker.swap().unwrap();
-    let mut random = Random(7);
-    for round in 0..20 {
-        let mut expected = PageSet::new();
-        for _ in 0..200 {
-            let (offset, len) = (random.below(4000 * PAGE), 1 + random.below(9000));
-            file.write_all_at(&vec![1; len as usize], offset).unwrap();
-            expected.insert_bytes(offset, len);
+    on_each(&Kind::EACH, 128, |disk, mut tracker| {
+        let file = disk.file("file", 4096);
+        let key = watch(&mut tracker, &file);
+        tracker.swap().unwrap();
+        let mut random = Random(7);
+        for round in 0..20 {
+            let mut expected = PageSet::new();
+            for _ in 0..200 {
+                let (offset, len) = (random.below(4000 * PAGE), 1 + random.below(9000));
+                file.write_all_at(&vec![1; len as usize], offset).unwrap();
+                expected.insert_bytes(offset, len);
+            }
+            let set = tracker.swap().unwrap();
+            assert_eq!(set.pages[&key], expected, "round {round}");
+            // Clean folios, so that the next round's writes dirty them again.
+            rearm(file.as_fd(), &expected).unwrap();
+            assert!(
+                tracker.swap().unwrap().pages.is_empty(),
+                "writing back is no change"
+            );
         }
-        let set = tracker.swap().unwrap();
-        assert_eq!(set.pages[&key], expected, "round {round}");
-        // Clean folios, so that the next round's writes dirty them again.
-        rearm(file.as_fd(), &expected).unwrap();
-        assert!(
-            tracker.swap().unwrap().pages.is_empty(),
-            "writing back is no change"
-        );
-    }
+    });
 }

@@ -3,35 +3,40 @@
 use std::io::{Seek, SeekFrom, Write};
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::OpenOptionsExt;
+use std::process::Command;
+use std::ptr;
+
+use nix::mount::{MsFlags, mount};
+use nix::sched::{CloneFlags, unshare};
 
 use super::*;
 
 /// Runs one kind of write on a clean watched file of 64 pages, beside one that is not watched.
-fn check(kind: &str, write: impl FnOnce(&Disk, &File), expected: &[u64]) {
-    let Some(disk) = Disk::new(64) else { return };
-    let Some(mut tracker) = tracker(&disk, TrackerLimits::default()) else {
-        return;
-    };
-    let (file, other) = (disk.file("file", 64), disk.file("other", 64));
-    watch(&mut tracker, &file);
-    tracker.swap().unwrap();
-    assert!(!tracker.pending(), "{kind}: nothing was written yet");
+pub fn check(kinds: &[Kind], what: &str, write: impl Fn(&Disk, &File), expected: &[u64]) {
+    on_each(kinds, 64, |disk, mut tracker| {
+        let what = format!("{what} on {:?}", disk.kind);
+        let (file, other) = (disk.file("file", 64), disk.file("other", 64));
+        watch(&mut tracker, &file);
+        tracker.swap().unwrap();
+        assert!(!tracker.pending(), "{what}: nothing was written yet");
 
-    other.write_all_at(b"not watched", 9 * PAGE).unwrap();
-    write(&disk, &file);
-    assert!(tracker.pending(), "{kind}: pending");
-    let set = tracker.swap().unwrap();
-    assert_eq!(pages(&set, &file), expected, "{kind}: {set:?}");
-    assert!(!set.pages.contains_key(&key(&other)), "{kind}: {set:?}");
-    assert!(set.unknown.is_empty() && !set.all_unknown, "{kind}: {set:?}");
+        other.write_all_at(b"not watched", 9 * PAGE).unwrap();
+        write(disk, &file);
+        assert!(tracker.pending(), "{what}: pending");
+        let set = tracker.swap().unwrap();
+        assert_eq!(pages(&set, &file), expected, "{what}: {set:?}");
+        assert!(!set.pages.contains_key(&key(&other)), "{what}: {set:?}");
+        assert!(set.unknown.is_empty() && !set.all_unknown, "{what}: {set:?}");
 
-    let next = tracker.swap().unwrap();
-    assert_eq!(next.unknown.len(), 0, "{kind}");
+        let next = tracker.swap().unwrap();
+        assert_eq!(next.unknown.len(), 0, "{what}");
+    });
 }
 
 #[test]
 fn a_write_marks_its_page() {
     check(
+        &Kind::ALL,
         "pwrite",
         |_, file| file.write_all_at(b"x", 5 * PAGE + 17).unwrap(),
         &[5],
@@ -41,6 +46,7 @@ fn a_write_marks_its_page() {
 #[test]
 fn a_write_over_a_border_marks_both_pages() {
     check(
+        &Kind::ALL,
         "pwrite",
         |_, file| file.write_all_at(b"xy", 6 * PAGE - 1).unwrap(),
         &[5, 6],
@@ -49,16 +55,14 @@ fn a_write_over_a_border_marks_both_pages() {
 
 #[test]
 fn a_second_write_to_a_dirty_page_marks_again() {
-    let Some(disk) = Disk::new(64) else { return };
-    let Some(mut tracker) = tracker(&disk, TrackerLimits::default()) else {
-        return;
-    };
-    let file = disk.file("file", 64);
-    watch(&mut tracker, &file);
-    for round in 0..3 {
-        file.write_all_at(b"x", 7 * PAGE).unwrap();
-        assert_eq!(pages(&tracker.swap().unwrap(), &file), [7], "round {round}");
-    }
+    on_each(&Kind::ALL, 64, |disk, mut tracker| {
+        let file = disk.file("file", 64);
+        watch(&mut tracker, &file);
+        for round in 0..3 {
+            file.write_all_at(b"x", 7 * PAGE).unwrap();
+            assert_eq!(pages(&tracker.swap().unwrap(), &file), [7], "round {round}");
+        }
+    });
 }
 
 #[test]
@@ -67,7 +71,7 @@ fn write_at_the_file_position_marks() {
         file.seek(SeekFrom::Start(3 * PAGE)).unwrap();
         file.write_all(&[1; 2 * PAGE as usize]).unwrap();
     };
-    check("write", write, &[3, 4]);
+    check(&Kind::ALL, "write", write, &[3, 4]);
 }
 
 #[test]
@@ -79,7 +83,21 @@ fn an_append_marks_the_new_pages() {
             .unwrap();
         end.write_all(&[1; PAGE as usize + 1]).unwrap();
     };
-    check("append", write, &[64, 65]);
+    check(&Kind::ALL, "append", write, &[64, 65]);
+}
+
+#[test]
+fn an_append_touches_the_file() {
+    on_each(&Kind::ALL, 64, |disk, mut tracker| {
+        let file = disk.file("file", 4);
+        let key = watch(&mut tracker, &file);
+        tracker.swap().unwrap();
+        file.write_all_at(b"x", 4 * PAGE).unwrap();
+        assert_eq!(tracker.swap().unwrap().touched, [key].into());
+        // Inside a page that the file has.
+        file.write_all_at(b"x", 4 * PAGE + 1).unwrap();
+        assert_eq!(tracker.swap().unwrap().touched, [key].into());
+    });
 }
 
 #[test]
@@ -100,7 +118,7 @@ fn copy_file_range_marks() {
         };
         assert_eq!(copied, 3 * PAGE as isize);
     };
-    check("copy_file_range", write, &[20, 21, 22]);
+    check(&Kind::ALL, "copy_file_range", write, &[20, 21, 22]);
 }
 
 #[test]
@@ -113,13 +131,49 @@ fn sendfile_marks() {
             libc::sendfile(
                 file.as_raw_fd(),
                 source.as_raw_fd(),
-                std::ptr::null_mut(),
+                ptr::null_mut(),
                 2 * PAGE as usize,
             )
         };
         assert_eq!(copied, 2 * PAGE as isize);
     };
-    check("sendfile", write, &[30, 31]);
+    check(&Kind::ALL, "sendfile", write, &[30, 31]);
+}
+
+#[test]
+fn splice_marks() {
+    let write = |_: &Disk, file: &File| {
+        let (from, mut into) = std::io::pipe().unwrap();
+        into.write_all(&[1; 2 * PAGE as usize]).unwrap();
+        let mut to = 33 * PAGE as i64;
+        let mut left = 2 * PAGE as usize;
+        while left > 0 {
+            // SAFETY: the offset outlives the call.
+            let moved = unsafe {
+                libc::splice(
+                    from.as_raw_fd(),
+                    ptr::null_mut(),
+                    file.as_raw_fd(),
+                    &mut to,
+                    left,
+                    0,
+                )
+            };
+            assert!(moved > 0, "{}", io::Error::last_os_error());
+            left -= moved as usize;
+        }
+    };
+    check(&Kind::ALL, "splice", write, &[33, 34]);
+}
+
+#[test]
+fn io_uring_marks() {
+    let write = |_: &Disk, file: &File| match uring::write(file, &[1; 2 * PAGE as usize], 14 * PAGE) {
+        Some(written) => assert_eq!(written, 2 * PAGE as i32),
+        // It is said that it is not allowed here.
+        None => file.write_all_at(&[1; 2 * PAGE as usize], 14 * PAGE).unwrap(),
+    };
+    check(&Kind::ALL, "io_uring", write, &[14, 15]);
 }
 
 #[test]
@@ -130,7 +184,47 @@ fn a_write_through_a_hard_link_marks() {
             .write_all_at(b"x", 2 * PAGE)
             .unwrap();
     };
-    check("hard link", write, &[2]);
+    check(&Kind::ALL, "hard link", write, &[2]);
+}
+
+#[test]
+fn a_write_in_another_mount_namespace_marks() {
+    let write = |disk: &Disk, _: &File| {
+        let (root, bound) = (disk.root(), disk.root().join("bound"));
+        fs::create_dir(&bound).unwrap();
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                unshare(CloneFlags::CLONE_NEWNS).unwrap();
+                mount(Some(&root), &bound, None::<&str>, MsFlags::MS_BIND, None::<&str>).unwrap();
+                open(&bound.join("file")).write_all_at(b"x", 21 * PAGE).unwrap();
+            });
+        });
+    };
+    check(&Kind::ALL, "bind mount elsewhere", write, &[21]);
+}
+
+#[test]
+fn a_write_through_a_loop_device_marks_its_backing_file() {
+    for direct in ["off", "on"] {
+        let write = |disk: &Disk, _: &File| {
+            let backing = disk.root().join("file");
+            let direct = format!("--direct-io={direct}");
+            let made = Command::new("losetup")
+                .args(["-f", "--show", &direct])
+                .arg(backing)
+                .output();
+            let made = made.unwrap();
+            let path = String::from_utf8(made.stdout).unwrap();
+            assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
+            let device = open(Path::new(path.trim()));
+            // It goes when the last one lets go of it.
+            let detached = Command::new("losetup").args(["-d", path.trim()]).status();
+            assert!(detached.unwrap().success());
+            device.write_all_at(&[1; PAGE as usize], 50 * PAGE).unwrap();
+            device.sync_all().unwrap();
+        };
+        check(&Kind::ALL, "loop device", write, &[50]);
+    }
 }
 
 #[test]
@@ -147,116 +241,18 @@ fn a_direct_write_marks() {
         buffer.fill(7);
         direct.write_all_at(buffer, 40 * PAGE).unwrap();
     };
-    check("O_DIRECT", write, &[40, 41]);
+    check(&Kind::ALL, "O_DIRECT", write, &[40, 41]);
 }
 
 #[test]
-fn truncation_marks_from_the_new_end_on() {
-    check("down", |_, file| file.set_len(10 * PAGE + 5).unwrap(), &[10]);
-    let down_and_up = |_: &Disk, file: &File| {
-        file.set_len(60 * PAGE).unwrap();
-        file.set_len(64 * PAGE).unwrap();
-    };
-    check("down and up", down_and_up, &[60, 61, 62, 63]);
-}
-
-#[test]
-fn a_new_size_alone_touches_the_file() {
-    let Some(disk) = Disk::new(64) else { return };
-    let Some(mut tracker) = tracker(&disk, TrackerLimits::default()) else {
-        return;
-    };
-    let (file, other) = (disk.file("file", 4), disk.file("other", 4));
-    let key = watch(&mut tracker, &file);
-    tracker.swap().unwrap();
-    for (kind, size) in [
-        ("truncate up", 20 * PAGE),
-        ("up again", 30 * PAGE),
-        ("down", PAGE),
-    ] {
-        other.set_len(size).unwrap();
-        file.set_len(size).unwrap();
-        let set = tracker.swap().unwrap();
-        assert_eq!(set.touched, [key].into(), "{kind}");
-    }
-    // SAFETY: no pointers.
-    assert_eq!(
-        unsafe { libc::fallocate(file.as_raw_fd(), 0, 0, 8 * PAGE as i64) },
-        0
-    );
-    assert_eq!(tracker.swap().unwrap().touched, [key].into(), "fallocate");
-}
-
-#[test]
-fn a_punched_or_zeroed_hole_marks_now_and_in_the_next_epoch() {
-    for mode in [
-        libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE,
-        libc::FALLOC_FL_ZERO_RANGE,
-    ] {
-        let Some(disk) = Disk::new(64) else { return };
-        let Some(mut tracker) = tracker(&disk, TrackerLimits::default()) else {
-            return;
-        };
-        let file = disk.file("file", 64);
+fn a_large_write_marks_no_more_than_it_wrote() {
+    on_each(&Kind::ALL, 256, |disk, mut tracker| {
+        let file = disk.file("file", 16_384);
         watch(&mut tracker, &file);
         tracker.swap().unwrap();
-        // SAFETY: no pointers.
-        let done =
-            unsafe { libc::fallocate(file.as_raw_fd(), mode, 12 * PAGE as i64 + 100, 2 * PAGE as i64) };
-        assert_eq!(done, 0, "{}", io::Error::last_os_error());
-        assert_eq!(
-            pages(&tracker.swap().unwrap(), &file),
-            [12, 13, 14],
-            "mode {mode}"
-        );
-        // The kernel announces it before it is done.
-        assert!(tracker.pending());
-        assert_eq!(
-            pages(&tracker.swap().unwrap(), &file),
-            [12, 13, 14],
-            "mode {mode}, again"
-        );
-        assert!(tracker.swap().unwrap().is_empty(), "mode {mode}, once again");
-    }
-}
-
-#[test]
-fn collapse_and_insert_mark_everything_behind() {
-    for mode in [libc::FALLOC_FL_COLLAPSE_RANGE, libc::FALLOC_FL_INSERT_RANGE] {
-        let write = |_: &Disk, file: &File| {
-            // SAFETY: no pointers.
-            let done = unsafe { libc::fallocate(file.as_raw_fd(), mode, 50 * PAGE as i64, PAGE as i64) };
-            assert_eq!(done, 0, "{}", io::Error::last_os_error());
-        };
-        let end = if mode == libc::FALLOC_FL_COLLAPSE_RANGE {
-            63
-        } else {
-            65
-        };
-        check("shift", write, &(50..end).collect::<Vec<_>>());
-    }
-}
-
-#[test]
-fn a_wide_range_is_marked_as_everything_from_there_on() {
-    let Some(disk) = Disk::new(64) else { return };
-    let Some(mut tracker) = tracker(&disk, TrackerLimits::default()) else {
-        return;
-    };
-    let file = disk.file("file", 2);
-    watch(&mut tracker, &file);
-    file.set_len(1 << 40).unwrap();
-    tracker.swap().unwrap();
-    // SAFETY: no pointers.
-    let done = unsafe {
-        libc::fallocate(
-            file.as_raw_fd(),
-            libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE,
-            PAGE as i64,
-            1 << 39,
-        )
-    };
-    assert_eq!(done, 0, "{}", io::Error::last_os_error());
-    let set = tracker.swap().unwrap();
-    assert_eq!(set.pages[&key(&file)], everything_from(1));
+        let bytes = vec![1; 32 << 20];
+        assert_eq!(file.write_at(&bytes, 100 * PAGE).unwrap(), bytes.len());
+        let set = tracker.swap().unwrap();
+        assert_eq!(set.pages[&key(&file)], only(100..100 + 8192));
+    });
 }

@@ -1,4 +1,5 @@
-//! Changes of the file's shape: truncate, punch, zero, collapse, insert, and any change of size.
+//! ext4: buffered writes (exact ranges), and changes of the file's shape: truncate, punch, zero, collapse,
+//! insert, and any change of size.
 
 use aya_ebpf::macros::btf_tracepoint;
 use aya_ebpf::programs::BtfTracePointContext;
@@ -6,6 +7,40 @@ use understudy_common::abi::dirty::{NOTE_EARLY, NOTE_TOUCHED};
 
 use crate::inode::{self, Object};
 use crate::mark::Marker;
+
+#[btf_tracepoint]
+fn da_write_end(ctx: BtfTracePointContext) -> u32 {
+    written(&ctx)
+}
+
+#[btf_tracepoint]
+fn write_end(ctx: BtfTracePointContext) -> u32 {
+    written(&ctx)
+}
+
+#[btf_tracepoint]
+fn journalled_write_end(ctx: BtfTracePointContext) -> u32 {
+    written(&ctx)
+}
+
+/// `(inode, pos, len, copied)`, after the copy and before the file's end moves.
+#[inline(always)]
+fn written(ctx: &BtfTracePointContext) -> u32 {
+    let Some(watch) = inode::watch(ctx.arg(0)) else {
+        return 0;
+    };
+    let pos: u64 = ctx.arg(1);
+    let len = u64::from(ctx.arg::<u32>(2));
+    Marker::with(watch.slot, |marker| {
+        marker.bytes(pos, len);
+        // The size is raised a moment later, and the inode need not be marked dirty for it.
+        if pos + len > watch.size {
+            marker.note(NOTE_TOUCHED);
+            watch.size = pos + len;
+        }
+    });
+    0
+}
 
 /// `(inode, ip)`, at the end of every change of the inode: finds truncation upwards, `fallocate`,
 /// and direct writes past the end.
@@ -18,7 +53,7 @@ fn mark_inode_dirty(ctx: BtfTracePointContext) -> u32 {
     let size = inode::size(inode);
     if size != watch.size {
         Marker::with(watch.slot, |marker| {
-            marker.note(NOTE_TOUCHED, u64::MAX);
+            marker.note(NOTE_TOUCHED);
             watch.size = size;
         });
     }
@@ -34,7 +69,7 @@ fn truncate_enter(ctx: BtfTracePointContext) -> u32 {
     };
     let size = inode::size(inode);
     Marker::with(watch.slot, |marker| {
-        marker.note(NOTE_TOUCHED, size);
+        marker.span(NOTE_TOUCHED, size, u64::MAX);
         watch.size = size;
     });
     0
@@ -58,7 +93,7 @@ fn ranged(ctx: &BtfTracePointContext) -> u32 {
     };
     let (offset, len): (u64, u64) = (ctx.arg(1), ctx.arg(2));
     Marker::with(watch.slot, |marker| {
-        marker.note(NOTE_TOUCHED | NOTE_EARLY, u64::MAX);
+        marker.note(NOTE_TOUCHED | NOTE_EARLY);
         marker.bytes(offset, len);
     });
     0
@@ -82,7 +117,7 @@ fn shifted(ctx: &BtfTracePointContext) -> u32 {
     };
     let offset: u64 = ctx.arg(1);
     Marker::with(watch.slot, |marker| {
-        marker.note(NOTE_TOUCHED | NOTE_EARLY, offset);
+        marker.span(NOTE_TOUCHED | NOTE_EARLY, offset, u64::MAX);
     });
     0
 }

@@ -1,9 +1,8 @@
-//! Buffered writes (exact ranges) and folios that became dirty (mmap stores and all the rest).
+//! Folios that became dirty: stores through mappings, and everything else that has no event of its own.
 
 use aya_ebpf::Global;
 use aya_ebpf::macros::btf_tracepoint;
 use aya_ebpf::programs::BtfTracePointContext;
-use understudy_common::abi::dirty::NOTE_TOUCHED;
 
 use crate::inode::{self, Object};
 use crate::mapped;
@@ -19,39 +18,6 @@ static FOLIO_INDEX: Global<u32> = Global::new(0);
 pub static MAPPING_HOST: Global<u32> = Global::new(0);
 #[unsafe(no_mangle)]
 static PG_HEAD: Global<u32> = Global::new(0);
-#[btf_tracepoint]
-fn da_write_end(ctx: BtfTracePointContext) -> u32 {
-    written(&ctx)
-}
-
-#[btf_tracepoint]
-fn write_end(ctx: BtfTracePointContext) -> u32 {
-    written(&ctx)
-}
-
-#[btf_tracepoint]
-fn journalled_write_end(ctx: BtfTracePointContext) -> u32 {
-    written(&ctx)
-}
-
-/// `(inode, pos, len, copied)`, after the copy and before the file's end moves.
-#[inline(always)]
-fn written(ctx: &BtfTracePointContext) -> u32 {
-    let Some(watch) = inode::watch(ctx.arg(0)) else {
-        return 0;
-    };
-    let pos: u64 = ctx.arg(1);
-    let len = u64::from(ctx.arg::<u32>(2));
-    Marker::with(watch.slot, |marker| {
-        marker.bytes(pos, len);
-        // The size is raised a moment later, and the inode need not be marked dirty for it.
-        if pos + len > watch.size {
-            marker.note(NOTE_TOUCHED, u64::MAX);
-            watch.size = pos + len;
-        }
-    });
-    0
-}
 
 /// `(folio, mapping)`: fires when a clean folio becomes dirty. All of its pages are marked.
 #[btf_tracepoint]

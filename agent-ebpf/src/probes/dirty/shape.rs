@@ -1,0 +1,66 @@
+//! Operations that change content without writing it: they shift, replace or exchange extents.
+//!
+//! The kernel announces them, and the content changes later, bit by bit. So their range is marked when
+//! they begin, and again whenever a later event of the same file comes from their own task while it
+//! still holds the inode's lock, and for the last time when it lets go of it.
+
+use understudy_common::abi::dirty::{NOTE_EARLY, NOTE_TOUCHED, Watch};
+
+use crate::inode::{self, Holder, Object};
+use crate::mark::Marker;
+
+/// What an operation changes when it does not say.
+pub const ALL: u64 = u64::MAX;
+
+/// An operation is about to change `len` bytes from `start` on.
+#[inline(always)]
+pub fn begin(watch: &mut Watch, start: u64, len: u64) {
+    watch.shape_start = start;
+    watch.shape_len = len;
+    watch.shaping = 1;
+    mark(watch, NOTE_TOUCHED | NOTE_EARLY);
+}
+
+/// Something happened to the file that an operation announced before may have done.
+#[inline(always)]
+pub fn step(inode: Object, watch: &mut Watch, is_last: bool) {
+    if watch.shaping == 0 {
+        return;
+    }
+    let holder = inode::lock_holder(inode);
+    if is_last || holder == Holder::Nobody {
+        watch.shaping = 0;
+    }
+    // Write-back and others that do not hold the lock do not shape.
+    if is_last || matches!(holder, Holder::Current | Holder::Unknown) {
+        mark(watch, NOTE_TOUCHED);
+    }
+}
+
+/// The file has another size than the watch knows of.
+#[inline(always)]
+pub fn resized(inode: Object, watch: &mut Watch) {
+    let size = inode::size(inode);
+    if size == watch.size {
+        return;
+    }
+    Marker::with(watch.slot, |marker| {
+        if size < watch.size {
+            marker.span(NOTE_TOUCHED, size, u64::MAX);
+        } else {
+            marker.note(NOTE_TOUCHED);
+        }
+        watch.size = size;
+    });
+}
+
+#[inline(always)]
+fn mark(watch: &Watch, flags: u64) {
+    Marker::with(watch.slot, |marker| {
+        if watch.shape_len == ALL {
+            return marker.span(flags, watch.shape_start, u64::MAX);
+        }
+        marker.note(flags);
+        marker.bytes(watch.shape_start, watch.shape_len);
+    });
+}
