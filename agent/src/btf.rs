@@ -74,6 +74,23 @@ impl Btf {
             })
     }
 
+    /// Value of a member of an enum that has no name, e.g. `constant("EXTENT_LOCKED")`.
+    pub fn constant(&self, member: &str) -> Result<u32, BtfError> {
+        let named = |entry: &dyn BtfType| self.0.resolve_name(entry).unwrap_or_default();
+        (1..)
+            .map_while(|id| self.0.resolve_type_by_id(id).ok())
+            .find_map(|found| match found {
+                Type::Enum(values) if named(&values).is_empty() => {
+                    Some(values.members.iter().find(|entry| named(*entry) == member)?.val())
+                }
+                _ => None,
+            })
+            .ok_or_else(|| BtfError::Missing {
+                kind: "constant",
+                name: member.to_owned(),
+            })
+    }
+
     /// Number of arguments that a tracepoint passes to a `tp_btf` program.
     pub fn tracepoint_arguments(&self, tracepoint: &str) -> Result<usize, BtfError> {
         self.named(&format!("btf_trace_{tracepoint}"))
@@ -205,6 +222,8 @@ mod tests {
                 .is_ok()
         );
         assert!(btf.check_tracepoint("sched_switch", &["task_struct"]).is_err());
+        assert!(btf.constant("NR_FREE_PAGES").is_err(), "of an enum with a name");
+        assert!(btf.constant("BPF_F_CURRENT_CPU").is_ok() || btf.constant("IO_TREE_INODE_IO").is_ok());
         assert!(btf.offset("inode", "no_such_field").is_err());
         assert!(btf.tracepoint_arguments("no_such_tracepoint").is_err());
     }

@@ -8,6 +8,8 @@
 #![feature(core_intrinsics)]
 #![allow(internal_features)] // the bpf target has no other way to atomic operations
 
+#[path = "../probes/dirty/btrfs.rs"]
+mod btrfs;
 #[path = "../probes/dirty/direct.rs"]
 mod direct;
 #[path = "../probes/dirty/ext4.rs"]

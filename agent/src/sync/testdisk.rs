@@ -22,12 +22,22 @@ pub(crate) enum Kind {
     /// `data=journal`
     Ext4Journalled,
     Xfs,
+    Btrfs,
+    /// Without checksums, so that direct writes are not made buffered ones.
+    BtrfsNoSums,
 }
 
 impl Kind {
-    pub(crate) const ALL: [Kind; 4] = [Kind::Ext4, Kind::Ext4NoDelalloc, Kind::Ext4Journalled, Kind::Xfs];
+    pub(crate) const ALL: [Kind; 6] = [
+        Kind::Ext4,
+        Kind::Ext4NoDelalloc,
+        Kind::Ext4Journalled,
+        Kind::Xfs,
+        Kind::Btrfs,
+        Kind::BtrfsNoSums,
+    ];
     /// One of each file system.
-    pub(crate) const EACH: [Kind; 2] = [Kind::Ext4, Kind::Xfs];
+    pub(crate) const EACH: [Kind; 3] = [Kind::Ext4, Kind::Xfs, Kind::Btrfs];
 
     pub(crate) const fn is_ext4(self) -> bool {
         matches!(self, Kind::Ext4 | Kind::Ext4NoDelalloc | Kind::Ext4Journalled)
@@ -37,12 +47,14 @@ impl Kind {
         match self {
             Kind::Ext4 | Kind::Ext4NoDelalloc | Kind::Ext4Journalled => "ext4",
             Kind::Xfs => "xfs",
+            Kind::Btrfs | Kind::BtrfsNoSums => "btrfs",
         }
     }
 
     const fn options(self) -> &'static str {
         match self {
-            Kind::Ext4 | Kind::Xfs => "loop",
+            Kind::Ext4 | Kind::Xfs | Kind::Btrfs => "loop",
+            Kind::BtrfsNoSums => "loop,nodatasum",
             Kind::Ext4NoDelalloc => "loop,nodelalloc",
             Kind::Ext4Journalled => "loop,data=journal",
         }
@@ -53,6 +65,7 @@ impl Kind {
         match self {
             Kind::Ext4 | Kind::Ext4NoDelalloc | Kind::Ext4Journalled => 0,
             Kind::Xfs => 300,
+            Kind::Btrfs | Kind::BtrfsNoSums => 256,
         }
     }
 
@@ -60,7 +73,7 @@ impl Kind {
         let mut make = Command::new(format!("mkfs.{}", self.file_system()));
         match self {
             Kind::Ext4 | Kind::Ext4NoDelalloc | Kind::Ext4Journalled => make.args(["-q", "-F"]),
-            Kind::Xfs => make.args(["-q", "-f"]),
+            Kind::Xfs | Kind::Btrfs | Kind::BtrfsNoSums => make.args(["-q", "-f"]),
         };
         make
     }

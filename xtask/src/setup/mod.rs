@@ -13,8 +13,9 @@ pub(crate) use packages::install;
 pub(crate) use toolchain::Toolchain;
 
 /// What compiling and the test beds need, by Debian's names.
-const PACKAGES: [&str; 16] = [
+const PACKAGES: [&str; 17] = [
     "binutils",
+    "btrfs-progs",
     "ca-certificates",
     "e2fsprogs",
     "g++",

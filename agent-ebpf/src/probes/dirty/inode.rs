@@ -3,7 +3,7 @@
 use core::ffi::c_void;
 
 use aya_ebpf::Global;
-use aya_ebpf::helpers::bpf_get_current_task;
+use aya_ebpf::helpers::{bpf_get_current_task, bpf_probe_read_kernel};
 use aya_ebpf::macros::map;
 use aya_ebpf::maps::HashMap;
 use understudy_common::abi::dirty::{Watch, WatchKey};
@@ -18,6 +18,18 @@ static INODE_GENERATION: Global<u32> = Global::new(0);
 static INODE_SIZE: Global<u32> = Global::new(0);
 #[unsafe(no_mangle)]
 static SB_DEV: Global<u32> = Global::new(0);
+
+#[unsafe(no_mangle)]
+static SB_MAGIC: Global<u32> = Global::new(0);
+/// Where the inode lies in btrfs's own; zero where no root is on btrfs.
+#[unsafe(no_mangle)]
+static BTRFS_INODE: Global<u32> = Global::new(0);
+#[unsafe(no_mangle)]
+static BTRFS_INODE_ROOT: Global<u32> = Global::new(0);
+#[unsafe(no_mangle)]
+static BTRFS_ROOT_DEV: Global<u32> = Global::new(0);
+
+const BTRFS_SUPER_MAGIC: u64 = 0x9123_683e;
 
 /// Zero where the kernel's inode lock has no owner or faults cannot be seen.
 #[unsafe(no_mangle)]
@@ -56,12 +68,17 @@ pub enum Holder {
 /// Of `inode.i_rwsem`, by the owner that the kernel notes in it.
 #[inline(always)]
 pub fn lock_holder(inode: Object) -> Holder {
-    /// Set by waiters; the lowest bit, which stays in, says that readers hold the lock.
-    const NONSPINNABLE: u64 = 2;
     if INODE_LOCK_OWNER.load() == 0 {
         return Holder::Unknown;
     }
-    let owner = unsafe { field::<u64>(inode, &INODE_LOCK_OWNER) } & !NONSPINNABLE;
+    holder(unsafe { field::<u64>(inode, &INODE_LOCK_OWNER) })
+}
+
+#[inline(always)]
+fn holder(owner: u64) -> Holder {
+    /// Set by waiters; the lowest bit, which stays in, says that readers hold the lock.
+    const NONSPINNABLE: u64 = 2;
+    let owner = owner & !NONSPINNABLE;
     if owner == unsafe { bpf_get_current_task() } {
         Holder::Current
     } else if owner == 0 {
@@ -76,11 +93,62 @@ pub fn lock_holder(inode: Object) -> Holder {
 pub fn watch(inode: Object) -> Option<&'static mut Watch> {
     let key = unsafe {
         let sb: Object = field(inode, &INODE_SB);
+        let mut dev: u32 = field(sb, &SB_DEV);
+        if BTRFS_INODE.load() != 0 && field::<u64>(sb, &SB_MAGIC) == BTRFS_SUPER_MAGIC {
+            dev = subvolume(inode.byte_sub(BTRFS_INODE.load() as usize)).ok()?;
+        }
         WatchKey {
-            dev: field(sb, &SB_DEV),
+            dev,
             generation: field(inode, &INODE_GENERATION),
             ino: field(inode, &INODE_INO),
         }
     };
-    WATCHED.get_ptr_mut(&key).map(|watch| unsafe { &mut *watch })
+    find(&key)
+}
+
+#[inline(always)]
+fn find(key: &WatchKey) -> Option<&'static mut Watch> {
+    WATCHED.get_ptr_mut(key).map(|watch| unsafe { &mut *watch })
+}
+
+/// The device that stat gives for files of a subvolume: numbers of inodes repeat in each.
+#[inline(always)]
+unsafe fn subvolume(btrfs_inode: Object) -> Result<u32, i32> {
+    unsafe {
+        let root: Object = probe(btrfs_inode, &BTRFS_INODE_ROOT)?;
+        probe(root, &BTRFS_ROOT_DEV)
+    }
+}
+
+/// # Safety
+/// `object` is a kernel object with a `T` at `offset`; the kernel checks the memory, not the type.
+#[inline(always)]
+unsafe fn probe<T>(object: Object, offset: &Global<u32>) -> Result<T, i32> {
+    unsafe { bpf_probe_read_kernel(object.byte_add(offset.load() as usize).cast()) }
+}
+
+/// The inode in one of btrfs's own that the verifier does not trust, and its watch.
+#[inline(always)]
+pub fn watch_of_btrfs(btrfs_inode: Object) -> Option<(Object, &'static mut Watch)> {
+    unsafe {
+        let inode = btrfs_inode.byte_add(BTRFS_INODE.load() as usize);
+        let key = WatchKey {
+            dev: subvolume(btrfs_inode).ok()?,
+            generation: probe(inode, &INODE_GENERATION).ok()?,
+            ino: probe(inode, &INODE_INO).ok()?,
+        };
+        Some((inode, find(&key)?))
+    }
+}
+
+/// Of an inode that the verifier does not trust.
+#[inline(always)]
+pub fn probed_size(inode: Object) -> Result<u64, i32> {
+    unsafe { probe(inode, &INODE_SIZE) }
+}
+
+/// Of an inode that the verifier does not trust.
+#[inline(always)]
+pub fn probed_lock_holder(inode: Object) -> Holder {
+    unsafe { probe(inode, &INODE_LOCK_OWNER) }.map_or(Holder::Unknown, holder)
 }

@@ -15,7 +15,7 @@ use understudy_common::wire::CopyState;
 use super::histories::EPOCH;
 use super::kernel::{Dice, Sides};
 use super::pair::tree;
-use crate::sync::testdisk::{Kind, on_each};
+use crate::sync::testdisk::{Disk, Kind};
 
 const ROUNDS: u64 = 20;
 const CYCLES: u64 = 12;
@@ -86,57 +86,70 @@ fn differences(sides: &Sides) -> Vec<RelPath> {
 
 #[test]
 fn nothing_is_lost_of_files_that_are_renamed_while_they_are_looked_at() {
-    on_each(&Kind::EACH, 192, |disk| {
-        let sides = Sides::below(&disk.root());
-        let mut joined = sides.joined();
-        let (step, paused, ended) = (Mutex::new(()), AtomicBool::new(false), AtomicBool::new(false));
-        thread::scope(|scope| {
-            let writer = scope.spawn(|| {
-                let mut dice = Dice::new(0xACE);
-                let mut steps = 0_u64;
-                while !ended.load(Ordering::Relaxed) {
-                    // A mutex alone would always go to the one who just had it.
-                    while paused.load(Ordering::Relaxed) && !ended.load(Ordering::Relaxed) {
-                        thread::yield_now();
-                    }
-                    let _turn = step.lock().expect("the other side lives");
-                    play(&sides.from, &mut dice).expect("there is room");
-                    steps += 1;
+    race(Kind::Ext4);
+}
+
+#[test]
+fn nothing_is_lost_of_files_that_are_renamed_while_they_are_looked_at_on_xfs() {
+    race(Kind::Xfs);
+}
+
+#[test]
+fn nothing_is_lost_of_files_that_are_renamed_while_they_are_looked_at_on_btrfs() {
+    race(Kind::Btrfs);
+}
+
+fn race(kind: Kind) {
+    let Some(disk) = Disk::of(kind, 192) else { return };
+    let sides = Sides::below(&disk.root());
+    let mut joined = sides.joined();
+    let (step, paused, ended) = (Mutex::new(()), AtomicBool::new(false), AtomicBool::new(false));
+    thread::scope(|scope| {
+        let writer = scope.spawn(|| {
+            let mut dice = Dice::new(0xACE);
+            let mut steps = 0_u64;
+            while !ended.load(Ordering::Relaxed) {
+                // A mutex alone would always go to the one who just had it.
+                while paused.load(Ordering::Relaxed) && !ended.load(Ordering::Relaxed) {
+                    thread::yield_now();
                 }
-                steps
-            });
-            let mut n = 0;
-            let mut differ = Vec::new();
-            for _ in 0..ROUNDS {
-                for _ in 0..CYCLES {
-                    n += 1;
-                    joined.cycle(n);
-                }
-                paused.store(true, Ordering::Relaxed);
-                let pause = step.lock().expect("the other side lives");
-                n += 1;
-                joined.cut_live(n);
-                joined.deliver();
-                differ = differences(&sides);
-                if !differ.is_empty() {
-                    break;
-                }
-                drop(pause);
-                paused.store(false, Ordering::Relaxed);
+                let _turn = step.lock().expect("the other side lives");
+                play(&sides.from, &mut dice).expect("there is room");
+                steps += 1;
             }
-            ended.store(true, Ordering::Relaxed);
-            let steps = writer.join().expect("it ended");
-            assert!(
-                differ.is_empty(),
-                "generation {n}, after {steps} steps: {differ:?}"
-            );
-            assert!(
-                steps > ROUNDS * CYCLES,
-                "only {steps} steps in {n} cycles: no race"
-            );
-            assert_eq!(joined.store.generation(), Some(GenerationId { epoch: EPOCH, n }));
-            assert_eq!(joined.store.copy(), CopyState::Ready);
+            steps
         });
-        assert_eq!(joined.figures().unknown, 0, "nothing forced a re-read");
+        let mut n = 0;
+        let mut differ = Vec::new();
+        for _ in 0..ROUNDS {
+            for _ in 0..CYCLES {
+                n += 1;
+                joined.cycle(n);
+            }
+            paused.store(true, Ordering::Relaxed);
+            let pause = step.lock().expect("the other side lives");
+            n += 1;
+            joined.cut_live(n);
+            joined.deliver();
+            differ = differences(&sides);
+            if !differ.is_empty() {
+                break;
+            }
+            drop(pause);
+            paused.store(false, Ordering::Relaxed);
+        }
+        ended.store(true, Ordering::Relaxed);
+        let steps = writer.join().expect("it ended");
+        assert!(
+            differ.is_empty(),
+            "generation {n}, after {steps} steps: {differ:?}"
+        );
+        assert!(
+            steps > ROUNDS * CYCLES,
+            "only {steps} steps in {n} cycles: no race"
+        );
+        assert_eq!(joined.store.generation(), Some(GenerationId { epoch: EPOCH, n }));
+        assert_eq!(joined.store.copy(), CopyState::Ready);
     });
+    assert_eq!(joined.figures().unknown, 0, "nothing forced a re-read");
 }

@@ -16,10 +16,11 @@ pub type Hook = (&'static str, &'static str);
 pub enum FileSystem {
     Ext4,
     Xfs,
+    Btrfs,
 }
 
 impl FileSystem {
-    pub const ALL: [FileSystem; 2] = [FileSystem::Ext4, FileSystem::Xfs];
+    pub const ALL: [FileSystem; 3] = [FileSystem::Ext4, FileSystem::Xfs, FileSystem::Btrfs];
 
     /// Of `statfs`' type.
     pub fn of_magic(magic: i64) -> Option<Self> {
@@ -30,6 +31,7 @@ impl FileSystem {
         match self {
             FileSystem::Ext4 => libc::EXT4_SUPER_MAGIC,
             FileSystem::Xfs => libc::XFS_SUPER_MAGIC,
+            FileSystem::Btrfs => libc::BTRFS_SUPER_MAGIC,
         }
     }
 
@@ -38,6 +40,7 @@ impl FileSystem {
         match self {
             FileSystem::Ext4 => &EXT4,
             FileSystem::Xfs => &XFS,
+            FileSystem::Btrfs => &BTRFS,
         }
     }
 
@@ -46,6 +49,7 @@ impl FileSystem {
         match self {
             FileSystem::Ext4 => &[],
             FileSystem::Xfs => &XFS_EXCHANGES,
+            FileSystem::Btrfs => &BTRFS_SIZE,
         }
     }
 
@@ -54,6 +58,7 @@ impl FileSystem {
         match self {
             FileSystem::Ext4 => Ok(Vec::new()),
             FileSystem::Xfs => xfs(btf),
+            FileSystem::Btrfs => btrfs(btf),
         }
     }
 }
@@ -63,6 +68,7 @@ impl fmt::Display for FileSystem {
         out.write_str(match self {
             FileSystem::Ext4 => "ext4",
             FileSystem::Xfs => "xfs",
+            FileSystem::Btrfs => "btrfs",
         })
     }
 }
@@ -107,6 +113,30 @@ const XFS_EXCHANGES: [Hook; 2] = [
     ("xfs_swapped", "xfs_swap_extent_after"),
     ("xfs_exchanged", "xfs_exchrange_after"),
 ];
+
+const BTRFS: [Hook; 2] = [
+    ("btrfs_set_bits", "btrfs_set_extent_bit"),
+    ("btrfs_clear_bits", "btrfs_clear_extent_bit"),
+];
+
+/// 6.13; before, a new size is told just before it is one, and again in the next epoch.
+const BTRFS_SIZE: [Hook; 1] = [("changed", "inode_set_ctime_to_ts")];
+
+fn btrfs(btf: &Btf) -> Result<Vec<(&'static str, u32)>, BtfError> {
+    // What holds the inode's lock cannot be told from what only reads where the lock has no owner.
+    btf.offset("inode", "i_rwsem.owner")?;
+    Ok(vec![
+        ("SB_MAGIC", btf.offset("super_block", "s_magic")?),
+        ("TREE_INODE", btf.offset("extent_io_tree", "inode")?),
+        ("TREE_OWNER", btf.offset("extent_io_tree", "owner")?),
+        ("TREE_OF_INODE", btf.constant("IO_TREE_INODE_IO")?),
+        ("EXTENT_DELALLOC", btf.constant("EXTENT_DELALLOC")?),
+        ("EXTENT_LOCKED", btf.constant("EXTENT_LOCKED")?),
+        ("BTRFS_INODE", btf.offset("btrfs_inode", "vfs_inode")?),
+        ("BTRFS_INODE_ROOT", btf.offset("btrfs_inode", "root")?),
+        ("BTRFS_ROOT_DEV", btf.offset("btrfs_root", "anon_dev")?),
+    ])
+}
 
 fn xfs(btf: &Btf) -> Result<Vec<(&'static str, u32)>, BtfError> {
     let worked = match btf.offset("iomap_iter", "iter_start_pos") {

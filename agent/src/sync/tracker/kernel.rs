@@ -1,4 +1,4 @@
-//! The change source for ext4 and xfs: kernel programs for pages, fanotify for names.
+//! The change source for ext4, xfs and btrfs: kernel programs for pages, fanotify for names.
 //!
 //! Invariants: a slot belongs to one file at a time; a mark that arrives late for a slot's last owner
 //! can only make the next one read more; a file with a lost mark is in `unknown`.

@@ -184,7 +184,7 @@ pub enum TrackError {
         #[source]
         source: Option<Box<dyn std::error::Error + Send + Sync>>,
     },
-    #[error("{path} is on a file system without dirty ranges (magic {magic:#x}; ext4 and xfs have them)", path = .path.display())]
+    #[error("{path} is on a file system without dirty ranges (magic {magic:#x}; ext4, xfs and btrfs have them)", path = .path.display())]
     FileSystem { path: PathBuf, magic: i64 },
     #[error("a watched file is on {file_system}, where no root is")]
     OtherFileSystem { file_system: FileSystem },

@@ -52,6 +52,18 @@ fn failed(what: &'static str) -> impl FnOnce(io::Error) -> TrackError {
     move |source| TrackError::Io { what, source }
 }
 
+/// Why a root's names cannot be watched. A btrfs subvolume has an id of its own, and the kernel marks a
+/// whole file system at its top only (`fanotify_test_fsid`).
+fn refused(root: &Path, source: io::Error) -> TrackError {
+    if source.raw_os_error() == Some(libc::EXDEV) {
+        return TrackError::Unavailable {
+            what: format!("{} is in a btrfs subvolume", root.display()),
+            source: Some(Box::new(source)),
+        };
+    }
+    failed("watching the names of a root")(source)
+}
+
 impl Names {
     pub fn open(roots: &[PathBuf]) -> Result<Self, TrackError> {
         let flags =
@@ -65,9 +77,8 @@ impl Names {
         };
         let roots = roots
             .iter()
-            .map(|root| open_root(&group, root))
-            .collect::<io::Result<_>>()
-            .map_err(failed("watching the names of a root"))?;
+            .map(|root| open_root(&group, root).map_err(|source| refused(root, source)))
+            .collect::<Result<_, _>>()?;
         Ok(Self {
             group,
             roots,

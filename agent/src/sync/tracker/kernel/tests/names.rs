@@ -1,6 +1,7 @@
 //! Names and attributes show up under the root, and nowhere else.
 
 use std::os::unix::fs::{PermissionsExt, chown, symlink};
+use std::process::Command;
 
 use super::super::super::ChangedName;
 use super::*;
@@ -154,4 +155,46 @@ fn too_many_events_mean_walk_everything() {
         let names = tracker.swap().unwrap().names;
         assert_eq!((names.walk_all, names.entries.len()), (false, 1));
     });
+}
+
+fn subvolume(path: &Path) {
+    let mut create = Command::new("btrfs");
+    let made = create.args(["subvolume", "create"]).arg(path).output().unwrap();
+    assert!(made.status.success(), "{made:?}");
+}
+
+#[test]
+fn pages_and_names_in_a_subvolume_below_the_root_are_reported() {
+    on_each(&[Kind::Btrfs], 64, |disk, mut tracker| {
+        let sub = disk.root().join("sub");
+        subvolume(&sub);
+        // The first files of both have the same inode number.
+        let (inside, outside) = (disk.file("sub/file", 8), disk.file("file", 8));
+        assert_ne!(key(&inside).dev, key(&outside).dev);
+        watch(&mut tracker, &inside);
+        watch(&mut tracker, &outside);
+        tracker.swap().unwrap();
+        inside.write_all_at(b"x", 3 * PAGE).unwrap();
+        outside.write_all_at(b"x", 5 * PAGE).unwrap();
+        fs::rename(sub.join("file"), sub.join("renamed")).unwrap();
+        let set = tracker.swap().unwrap();
+        assert_eq!(pages(&set, &inside), [3], "{set:?}");
+        assert_eq!(pages(&set, &outside), [5], "{set:?}");
+        let names: Vec<_> = set.names.entries.iter().map(ChangedName::path).collect();
+        assert_eq!(names, [sub.join("file"), sub.join("renamed")]);
+    });
+}
+
+#[test]
+fn a_root_in_a_subvolume_is_refused_and_said_why() {
+    let Some(disk) = Disk::of(Kind::Btrfs, 64) else {
+        return;
+    };
+    let sub = disk.root().join("sub");
+    subvolume(&sub);
+    let refused = KernelTracker::open(&[sub], TrackerLimits::default());
+    let Err(error @ TrackError::Unavailable { .. }) = refused else {
+        panic!("it was opened, or refused for another reason");
+    };
+    assert!(error.to_string().contains("subvolume"), "{error}");
 }
