@@ -30,32 +30,41 @@ static EXTENT_LOCKED: Global<u32> = Global::new(0);
 
 /// A file with a watch whose tree an event is about.
 struct File {
-    inode: Object,
+    size: u64,
+    /// The running task holds the inode's lock.
+    is_held: bool,
     watch: &'static mut Watch,
     start: u64,
     /// Just behind; `u64::MAX` for everything.
     end: u64,
 }
 
-/// `(tree, start, len, bits)`
+/// `(tree, start, len, bits)`. The holder of the inode's lock is looked at first, because write-back is
+/// most of the events.
 #[inline(always)]
-fn of(ctx: &BtfTracePointContext, bit: &Global<u32>) -> Option<File> {
+fn of(ctx: &BtfTracePointContext, bit: &Global<u32>, by_holder_alone: bool) -> Option<File> {
     let (tree, start, len): (Object, u64, u64) = (ctx.arg(0), ctx.arg(1), ctx.arg(2));
     if ctx.arg::<u32>(3) & bit.load() == 0 {
         return None;
     }
-    let (inode, watch) = unsafe {
+    let inode = unsafe {
         if u32::from(inode::field::<u8>(tree, &TREE_OWNER)) != TREE_OF_INODE.load() {
             return None;
         }
         // In a union, whose members the verifier does not tell apart.
         let place = tree.byte_add(TREE_INODE.load() as usize).cast::<*const c_void>();
-        inode::watch_of_btrfs(bpf_probe_read_kernel(place).ok()?)?
+        inode::of_btrfs(bpf_probe_read_kernel(place).ok()?)
     };
+    let is_held = inode::probed_lock_holder(inode) == Holder::Current;
+    if by_holder_alone && !is_held {
+        return None;
+    }
+    let watch = inode::watch_of_btrfs(inode)?;
     let end = start.wrapping_add(len);
     let end = if end <= start { u64::MAX } else { end };
     Some(File {
-        inode,
+        size: inode::probed_size(inode).ok()?,
+        is_held,
         watch,
         start,
         end,
@@ -65,20 +74,17 @@ fn of(ctx: &BtfTracePointContext, bit: &Global<u32>) -> Option<File> {
 /// Before the tree is changed: after the copy of a write(2), before a store through a mapping.
 #[btf_tracepoint]
 fn btrfs_set_bits(ctx: BtfTracePointContext) -> u32 {
-    let Some(file) = of(&ctx, &EXTENT_DELALLOC) else {
-        return 0;
-    };
-    let Ok(size) = inode::probed_size(file.inode) else {
+    let Some(file) = of(&ctx, &EXTENT_DELALLOC, false) else {
         return 0;
     };
     Marker::with(file.watch.slot, |marker| {
         // The size is raised a moment later, and whole blocks are all that is said.
-        if file.end > size {
+        if file.end > file.size {
             marker.note(NOTE_TOUCHED);
         }
         marker.bytes(file.start, file.end - file.start);
     });
-    if inode::probed_lock_holder(file.inode) == Holder::Current {
+    if file.is_held {
         file.watch.shape_start = file.start;
         file.watch.shape_len = file.end - file.start;
     }
@@ -89,18 +95,12 @@ fn btrfs_set_bits(ctx: BtfTracePointContext) -> u32 {
 /// which drop theirs afterwards, and the size but for truncation upwards.
 #[btf_tracepoint]
 fn btrfs_clear_bits(ctx: BtfTracePointContext) -> u32 {
-    let Some(file) = of(&ctx, &EXTENT_LOCKED) else {
+    let Some(file) = of(&ctx, &EXTENT_LOCKED, true) else {
         return 0;
     };
-    if inode::probed_lock_holder(file.inode) != Holder::Current {
-        return 0;
-    }
-    let watch = file.watch;
+    let (watch, size) = (file.watch, file.size);
     let written_end = watch.shape_start.saturating_add(watch.shape_len);
     let is_written = file.start >= watch.shape_start && file.end <= written_end;
-    let Ok(size) = inode::probed_size(file.inode) else {
-        return 0;
-    };
     Marker::with(watch.slot, |marker| {
         if !is_written {
             marker.note(NOTE_TOUCHED | NOTE_EARLY);

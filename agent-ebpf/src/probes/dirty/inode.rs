@@ -3,6 +3,7 @@
 use core::ffi::c_void;
 
 use aya_ebpf::Global;
+use aya_ebpf::bindings::BPF_F_NO_PREALLOC;
 use aya_ebpf::helpers::{bpf_get_current_task, bpf_probe_read_kernel};
 use aya_ebpf::macros::map;
 use aya_ebpf::maps::HashMap;
@@ -35,9 +36,9 @@ const BTRFS_SUPER_MAGIC: u64 = 0x9123_683e;
 #[unsafe(no_mangle)]
 static INODE_LOCK_OWNER: Global<u32> = Global::new(0);
 
-/// The agent sizes this map; the figure here is the default.
+/// The agent sizes this map and alone adds to it, so that an entry's memory is taken when there is one.
 #[map]
-static WATCHED: HashMap<WatchKey, Watch> = HashMap::with_max_entries(65_536, 0);
+static WATCHED: HashMap<WatchKey, Watch> = HashMap::with_max_entries(65_536, BPF_F_NO_PREALLOC);
 
 /// Pointer to a kernel object that the verifier trusts.
 pub type Object = *const c_void;
@@ -127,18 +128,23 @@ unsafe fn probe<T>(object: Object, offset: &Global<u32>) -> Result<T, i32> {
     unsafe { bpf_probe_read_kernel(object.byte_add(offset.load() as usize).cast()) }
 }
 
-/// The inode in one of btrfs's own that the verifier does not trust, and its watch.
+/// The inode in one of btrfs's own.
 #[inline(always)]
-pub fn watch_of_btrfs(btrfs_inode: Object) -> Option<(Object, &'static mut Watch)> {
-    unsafe {
-        let inode = btrfs_inode.byte_add(BTRFS_INODE.load() as usize);
-        let key = WatchKey {
-            dev: subvolume(btrfs_inode).ok()?,
+pub fn of_btrfs(btrfs_inode: Object) -> Object {
+    btrfs_inode.wrapping_byte_add(BTRFS_INODE.load() as usize)
+}
+
+/// The watch of an inode of btrfs that the verifier does not trust.
+#[inline(always)]
+pub fn watch_of_btrfs(inode: Object) -> Option<&'static mut Watch> {
+    let key = unsafe {
+        WatchKey {
+            dev: subvolume(inode.wrapping_byte_sub(BTRFS_INODE.load() as usize)).ok()?,
             generation: probe(inode, &INODE_GENERATION).ok()?,
             ino: probe(inode, &INODE_INO).ok()?,
-        };
-        Some((inode, find(&key)?))
-    }
+        }
+    };
+    find(&key)
 }
 
 /// Of an inode that the verifier does not trust.

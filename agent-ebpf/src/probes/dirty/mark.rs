@@ -188,11 +188,8 @@ unsafe fn widen(end: *mut u64, to: u64, is_wider: impl Fn(u64) -> bool) -> bool 
             if !is_wider(now) {
                 return true;
             }
-            let (_, stored) = atomic_cxchg::<
-                u64,
-                { AtomicOrdering::Relaxed },
-                { AtomicOrdering::Relaxed },
-            >(end, now, to);
+            let (_, stored) =
+                atomic_cxchg::<u64, { AtomicOrdering::Relaxed }, { AtomicOrdering::Relaxed }>(end, now, to);
             if stored {
                 return true;
             }

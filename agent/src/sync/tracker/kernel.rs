@@ -21,16 +21,22 @@ use super::{ChangeSource, DirtySet, InodeKey, TrackError, TrackerCounters};
 /// Room in the kernel's maps. A map that runs full makes files unknown; it never forgets.
 #[derive(Clone, Copy, Debug)]
 pub struct TrackerLimits {
-    /// Files watched at once.
+    /// Files watched at once; one more is refused. Each takes about 100 bytes of kernel memory, and room
+    /// for one 16 bytes.
     pub files_max: u32,
-    /// Words of 64 pages that one epoch can mark: 64 Ki of them stand for 16 GiB, if dense.
+    /// Files of which one epoch can say more than pages: sizes, wide ranges, losses. With one more,
+    /// everything is unknown. Room for one is 80 bytes, twice.
+    pub notes_max: u32,
+    /// Words of 64 pages that one epoch can mark: 64 Ki of them stand for 16 GiB, if dense. The file of
+    /// one more is unknown. Room for one is 64 bytes, twice.
     pub chunks_max: u32,
 }
 
 impl Default for TrackerLimits {
     fn default() -> Self {
         Self {
-            files_max: 65_536,
+            files_max: 524_288,
+            notes_max: 65_536,
             chunks_max: 65_536,
         }
     }
@@ -75,7 +81,7 @@ impl KernelTracker {
         }
         // Names first: nothing is listed before both are there.
         let names = Names::open(roots)?;
-        let programs = Programs::attach(&file_systems, limits.files_max, limits.chunks_max)?;
+        let programs = Programs::attach(&file_systems, limits)?;
         let missed = programs.missed()?;
         Ok(Self {
             file_systems,

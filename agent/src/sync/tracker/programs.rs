@@ -13,6 +13,7 @@ use aya::{Ebpf, EbpfLoader, Pod};
 use understudy_common::abi::dirty::{ChunkKey, DirtyCounters, Note, Watch, WatchKey};
 
 use super::TrackError;
+use super::TrackerLimits;
 use super::hooks::{COMMON, FAULTS, FileSystem};
 use super::syscall::{ProgramInfo, drain, program_info};
 use crate::btf::{Btf, BtfError};
@@ -87,13 +88,8 @@ fn lock_owner(btf: &Btf) -> u32 {
 }
 
 impl Programs {
-    /// Loads and attaches what shows the writes to these file systems, with room for that many files and
-    /// bitmap words per epoch.
-    pub fn attach(
-        file_systems: &BTreeSet<FileSystem>,
-        files_max: u32,
-        chunks_max: u32,
-    ) -> Result<Self, TrackError> {
+    /// Loads and attaches what shows the writes to these file systems.
+    pub fn attach(file_systems: &BTreeSet<FileSystem>, limits: TrackerLimits) -> Result<Self, TrackError> {
         let layout = Btf::load().map_err(unavailable("the kernel's layout"))?;
         let mut offsets = offsets(&layout).map_err(unavailable("the kernel's layout"))?;
         for file_system in file_systems {
@@ -107,11 +103,14 @@ impl Programs {
         for (name, offset) in &offsets {
             loader.override_global(name, offset, true);
         }
-        for name in ["WATCHED", "NOTES_0", "NOTES_1"] {
-            loader.map_max_entries(name, files_max);
-        }
-        for name in ["MARKS_0", "MARKS_1"] {
-            loader.map_max_entries(name, chunks_max);
+        for (name, entries) in [
+            ("WATCHED", limits.files_max),
+            ("NOTES_0", limits.notes_max),
+            ("NOTES_1", limits.notes_max),
+            ("MARKS_0", limits.chunks_max),
+            ("MARKS_1", limits.chunks_max),
+        ] {
+            loader.map_max_entries(name, entries);
         }
         let mut ebpf = loader
             .load(crate::object::DIRTY)

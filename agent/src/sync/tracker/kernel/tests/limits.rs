@@ -7,6 +7,7 @@ fn a_full_bitmap_makes_the_file_unknown_and_never_clean() {
     testdisk::on_each(&Kind::EACH, 128, |disk| {
         let limits = TrackerLimits {
             files_max: 4,
+            notes_max: 4,
             chunks_max: 4,
         };
         let Some(mut tracker) = tracker(disk, limits) else {
@@ -44,6 +45,7 @@ fn watching_more_files_than_there_is_room_for_is_refused() {
     let Some(disk) = Disk::new(32) else { return };
     let limits = TrackerLimits {
         files_max: 2,
+        notes_max: 64,
         chunks_max: 64,
     };
     let Some(mut tracker) = tracker(&disk, limits) else {
@@ -145,4 +147,74 @@ fn a_write_costs_little_and_a_swap_costs_its_marks() {
         }
         println!("pending: {:?}", start.elapsed() / 100);
     });
+}
+
+/// Bytes of kernel memory that the maps with room for that many take.
+fn memory(entries: u32) -> u64 {
+    let maps = fs::read_dir("/proc/self/fdinfo").unwrap().flatten();
+    maps.filter_map(|entry| fs::read_to_string(entry.path()).ok())
+        .filter(|text| text.contains(&format!("max_entries:\t{entries}\n")))
+        .filter_map(|text| {
+            text.split_once("memlock:")?
+                .1
+                .lines()
+                .next()?
+                .trim()
+                .parse::<u64>()
+                .ok()
+        })
+        .sum()
+}
+
+#[test]
+fn half_a_million_files_can_be_watched() {
+    let Some(disk) = Disk::new(32) else { return };
+    let limits = TrackerLimits::default();
+    let Some(mut tracker) = tracker(&disk, limits) else {
+        return;
+    };
+    let empty = memory(limits.files_max);
+    let start = std::time::Instant::now();
+    for ino in 0..u64::from(limits.files_max) {
+        let key = WatchKey {
+            ino,
+            ..WatchKey::default()
+        };
+        tracker.programs.watch(key, Watch::default()).unwrap();
+    }
+    let (took, full) = (start.elapsed(), memory(limits.files_max));
+    println!("{empty} bytes empty, {full} full, {took:?}");
+    if empty > 0 {
+        let each = (full - empty) / u64::from(limits.files_max);
+        assert!(each <= 128, "{each} bytes each");
+    }
+    let one_more = WatchKey {
+        dev: 1,
+        ..WatchKey::default()
+    };
+    assert!(tracker.programs.watch(one_more, Watch::default()).is_err());
+}
+
+#[test]
+fn more_notes_than_there_is_room_for_make_everything_unknown() {
+    let Some(disk) = Disk::new(32) else { return };
+    let limits = TrackerLimits {
+        files_max: 64,
+        notes_max: 4,
+        chunks_max: 64,
+    };
+    let Some(mut tracker) = tracker(&disk, limits) else {
+        return;
+    };
+    let files: Vec<File> = (0..64).map(|at| disk.file(&at.to_string(), 1)).collect();
+    for file in &files {
+        watch(&mut tracker, file);
+    }
+    tracker.swap().unwrap();
+    for file in &files {
+        file.set_len(2 * PAGE).unwrap();
+    }
+    assert!(tracker.swap().unwrap().all_unknown);
+    assert_eq!(tracker.counters().lost_all, 1);
+    assert!(!tracker.swap().unwrap().all_unknown, "said once");
 }
