@@ -3,10 +3,11 @@
 
 use aya_ebpf::macros::btf_tracepoint;
 use aya_ebpf::programs::BtfTracePointContext;
-use understudy_common::abi::dirty::{NOTE_EARLY, NOTE_TOUCHED};
+use understudy_common::abi::dirty::NOTE_TOUCHED;
 
 use crate::inode::{self, Object};
 use crate::mark::Marker;
+use crate::shape::{self, ALL};
 
 #[btf_tracepoint]
 fn da_write_end(ctx: BtfTracePointContext) -> u32 {
@@ -31,6 +32,8 @@ fn written(ctx: &BtfTracePointContext) -> u32 {
     };
     let pos: u64 = ctx.arg(1);
     let len = u64::from(ctx.arg::<u32>(2));
+    // It holds the inode's lock: what shaped the file is over.
+    watch.shaping = 0;
     Marker::with(watch.slot, |marker| {
         marker.bytes(pos, len);
         // The size is raised a moment later, and the inode need not be marked dirty for it.
@@ -43,20 +46,15 @@ fn written(ctx: &BtfTracePointContext) -> u32 {
 }
 
 /// `(inode, ip)`, at the end of every change of the inode: finds truncation upwards, `fallocate`,
-/// and direct writes past the end.
+/// and direct writes past the end. An operation that shapes the file ends with one.
 #[btf_tracepoint]
 fn mark_inode_dirty(ctx: BtfTracePointContext) -> u32 {
     let inode: Object = ctx.arg(0);
     let Some(watch) = inode::watch(inode) else {
         return 0;
     };
-    let size = inode::size(inode);
-    if size != watch.size {
-        Marker::with(watch.slot, |marker| {
-            marker.note(NOTE_TOUCHED);
-            watch.size = size;
-        });
-    }
+    shape::step(inode, watch, false);
+    shape::resized(inode, watch);
     0
 }
 
@@ -91,11 +89,7 @@ fn ranged(ctx: &BtfTracePointContext) -> u32 {
     let Some(watch) = inode::watch(ctx.arg(0)) else {
         return 0;
     };
-    let (offset, len): (u64, u64) = (ctx.arg(1), ctx.arg(2));
-    Marker::with(watch.slot, |marker| {
-        marker.note(NOTE_TOUCHED | NOTE_EARLY);
-        marker.bytes(offset, len);
-    });
+    shape::begin(watch, ctx.arg(1), ctx.arg(2));
     0
 }
 
@@ -115,9 +109,6 @@ fn shifted(ctx: &BtfTracePointContext) -> u32 {
     let Some(watch) = inode::watch(ctx.arg(0)) else {
         return 0;
     };
-    let offset: u64 = ctx.arg(1);
-    Marker::with(watch.slot, |marker| {
-        marker.span(NOTE_TOUCHED | NOTE_EARLY, offset, u64::MAX);
-    });
+    shape::begin(watch, ctx.arg(1), ALL);
     0
 }

@@ -32,7 +32,7 @@ pub fn step(inode: Object, watch: &mut Watch, is_last: bool) {
         watch.shaping = 0;
     }
     // Write-back and others that do not hold the lock do not shape.
-    if is_last || matches!(holder, Holder::Current | Holder::Unknown) {
+    if is_last || holder == Holder::Current {
         mark(watch, NOTE_TOUCHED);
     }
 }
