@@ -21,14 +21,13 @@ const _: () = assert!(core::mem::size_of::<WatchKey>() == 16);
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Watch {
     pub slot: u32,
-    /// Not zero once a direct write began.
-    pub direct: u8,
     /// Not zero once a page was faulted in while a shared writable mapping existed.
     pub mapped: u8,
     /// Not zero once a dirtied folio counted for less than the whole of it.
     pub exact: u8,
     /// Not zero while an operation may be at work that changes `shape_start..+shape_len` without writing.
     pub shaping: u8,
+    pub pad: u8,
     /// Size that the last mark knew of; a different one makes the file `NOTE_TOUCHED`.
     pub size: u64,
     pub shape_start: u64,

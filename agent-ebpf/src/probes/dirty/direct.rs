@@ -1,7 +1,8 @@
 //! Direct I/O, which passes the page cache by.
 
 use aya_ebpf::Global;
-use aya_ebpf::macros::btf_tracepoint;
+use aya_ebpf::macros::{btf_tracepoint, map};
+use aya_ebpf::maps::LruHashMap;
 use aya_ebpf::programs::BtfTracePointContext;
 use understudy_common::abi::dirty::NOTE_LOST;
 
@@ -28,24 +29,28 @@ unsafe fn inode_of(kiocb: Object) -> Object {
     }
 }
 
-/// `(kiocb, iter, …)`, for reads too: only remembers that the file has direct writers.
+/// Reads of watched files under way, by their `kiocb`. One that falls out counts as a write.
+#[map]
+static READS: LruHashMap<u64, u8> = LruHashMap::with_max_entries(4096, 0);
+
+/// `(kiocb, iter, …)`: nothing in `direct_complete` tells a read from a write.
 #[btf_tracepoint]
 fn direct_begin(ctx: BtfTracePointContext) -> u32 {
     let (kiocb, iter): (Object, Object) = (ctx.arg(0), ctx.arg(1));
+    let key = kiocb as u64;
     unsafe {
-        if inode::field::<u8>(iter, &ITER_SOURCE) == 0 {
-            return 0;
-        }
-        if let Some(watch) = inode::watch(inode_of(kiocb)) {
-            watch.direct = 1;
+        if inode::field::<u8>(iter, &ITER_SOURCE) != 0 {
+            // A read that ended without completing may have left its entry in the same place.
+            let _ = READS.remove(&key);
+        } else if inode::watch(inode_of(kiocb)).is_some() {
+            let _ = READS.insert(&key, &0, 0);
         }
     }
     0
 }
 
 /// `(kiocb, error, ret)`, after the data landed and the page cache let go of the range; the position
-/// is past it by then. Reads of a file with direct writers are marked as well: nothing here tells
-/// them from writes.
+/// is past it by then. Whatever did not begin as a read since the file is watched is a write.
 #[btf_tracepoint]
 fn direct_complete(ctx: BtfTracePointContext) -> u32 {
     let kiocb: Object = ctx.arg(0);
@@ -55,7 +60,7 @@ fn direct_complete(ctx: BtfTracePointContext) -> u32 {
         let Some(watch) = inode::watch(inode) else {
             return 0;
         };
-        if watch.direct == 0 || ret == 0 {
+        if READS.remove(&(kiocb as u64)).is_ok() || ret == 0 {
             return 0;
         }
         let end: u64 = inode::field(kiocb, &KIOCB_POS);

@@ -1,10 +1,13 @@
 //! Every kind of write shows up as exactly the pages it changed.
 
+use std::cell::Cell;
 use std::io::{Seek, SeekFrom, Write};
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::OpenOptionsExt;
 use std::process::Command;
 use std::ptr;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use nix::mount::{MsFlags, mount};
 use nix::sched::{CloneFlags, unshare};
@@ -227,21 +230,87 @@ fn a_write_through_a_loop_device_marks_its_backing_file() {
     }
 }
 
+fn open_direct(path: &Path) -> File {
+    let mut options = OpenOptions::new();
+    options.read(true).write(true).custom_flags(libc::O_DIRECT);
+    options.open(path).unwrap()
+}
+
+/// Runs `with` on that many bytes at a page's border.
+fn aligned(len: usize, with: impl FnOnce(&mut [u8])) {
+    let mut buffer = vec![7u8; len + PAGE as usize];
+    let skip = buffer.as_ptr().align_offset(PAGE as usize);
+    with(&mut buffer[skip..skip + len]);
+}
+
 #[test]
 fn a_direct_write_marks() {
     let write = |disk: &Disk, _: &File| {
-        let direct = OpenOptions::new()
-            .write(true)
-            .custom_flags(libc::O_DIRECT)
-            .open(disk.root().join("file"))
-            .unwrap();
-        let mut buffer = vec![0u8; 3 * PAGE as usize];
-        let skip = buffer.as_ptr().align_offset(PAGE as usize);
-        let buffer = &mut buffer[skip..skip + 2 * PAGE as usize];
-        buffer.fill(7);
-        direct.write_all_at(buffer, 40 * PAGE).unwrap();
+        let direct = open_direct(&disk.root().join("file"));
+        aligned(2 * PAGE as usize, |buffer| {
+            direct.write_all_at(buffer, 40 * PAGE).unwrap();
+        });
     };
     check(&Kind::ALL, "O_DIRECT", write, &[40, 41]);
+}
+
+#[test]
+fn a_direct_read_marks_nothing() {
+    on_each(&Kind::ALL, 64, |disk, mut tracker| {
+        let file = disk.file("file", 64);
+        watch(&mut tracker, &file);
+        let direct = open_direct(&disk.root().join("file"));
+        aligned(PAGE as usize, |buffer| {
+            direct.write_all_at(buffer, 40 * PAGE).unwrap();
+            assert_eq!(pages(&tracker.swap().unwrap(), &file), [40]);
+            tracker.swap().unwrap();
+            direct.read_exact_at(buffer, 20 * PAGE).unwrap();
+            assert!(tracker.swap().unwrap().pages.is_empty());
+            direct.write_all_at(buffer, 30 * PAGE).unwrap();
+            assert_eq!(pages(&tracker.swap().unwrap(), &file), [30]);
+        });
+    });
+}
+
+#[test]
+fn a_direct_write_under_way_when_the_file_is_found_marks() {
+    const PAGES: u64 = 8192;
+    let under_way = Cell::new(0);
+    // With checksums it is no direct write.
+    on_each(
+        &[Kind::Ext4, Kind::Xfs, Kind::BtrfsNoSums],
+        256,
+        |disk, mut tracker| {
+            let file = disk.file("file", PAGES);
+            let direct = open_direct(&disk.root().join("file"));
+            for round in 0..10 {
+                tracker.unwatch(key(&file));
+                tracker.swap().unwrap();
+                let (begun, ended) = (AtomicBool::new(false), AtomicBool::new(false));
+                let is_under_way = std::thread::scope(|scope| {
+                    scope.spawn(|| {
+                        aligned((PAGES * PAGE) as usize, |buffer| {
+                            begun.store(true, Ordering::Release);
+                            direct.write_all_at(buffer, 0).unwrap();
+                            ended.store(true, Ordering::Release);
+                        });
+                    });
+                    while !begun.load(Ordering::Acquire) {
+                        std::thread::yield_now();
+                    }
+                    std::thread::sleep(Duration::from_millis(round));
+                    watch(&mut tracker, &file);
+                    !ended.load(Ordering::Acquire)
+                });
+                let set = tracker.swap().unwrap();
+                if is_under_way {
+                    under_way.set(under_way.get() + 1);
+                    assert!(set.pages.contains_key(&key(&file)), "round {round}");
+                }
+            }
+        },
+    );
+    println!("{} of 30 were under way", under_way.get());
 }
 
 #[test]
