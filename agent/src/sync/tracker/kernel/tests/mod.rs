@@ -1,5 +1,6 @@
 //! The tracker against the running kernel, each test on file systems of its own.
 
+mod follow;
 mod limits;
 mod mappings;
 mod names;
