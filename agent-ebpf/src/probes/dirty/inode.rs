@@ -32,7 +32,7 @@ static BTRFS_ROOT_DEV: Global<u32> = Global::new(0);
 
 const BTRFS_SUPER_MAGIC: u64 = 0x9123_683e;
 
-/// Zero where the kernel's inode lock has no owner or faults cannot be seen.
+/// Zero where the kernel's inode lock has no owner (PREEMPT_RT).
 #[unsafe(no_mangle)]
 static INODE_LOCK_OWNER: Global<u32> = Global::new(0);
 

@@ -20,6 +20,9 @@ use crate::mark::Marker;
 
 #[unsafe(no_mangle)]
 static MAPPING_WRITABLE: Global<u32> = Global::new(0);
+/// Zero where page faults cannot be seen: folios count whole then.
+#[unsafe(no_mangle)]
+static FAULTS_SEEN: Global<u32> = Global::new(0);
 
 /// # Safety
 /// `mapping` is a pointer that the verifier trusts.
@@ -36,7 +39,7 @@ unsafe fn has_writable_mappings(mapping: Object) -> bool {
 /// `inode` and `mapping` are pointers that the verifier trusts.
 #[inline(always)]
 pub unsafe fn counts_exactly(inode: Object, mapping: Object, watch: &mut Watch) -> bool {
-    if watch.mapped != 0 || unsafe { has_writable_mappings(mapping) } {
+    if FAULTS_SEEN.load() == 0 || watch.mapped != 0 || unsafe { has_writable_mappings(mapping) } {
         return false;
     }
     if inode::lock_holder(inode) != Holder::Current {

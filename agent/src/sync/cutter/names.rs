@@ -231,11 +231,7 @@ impl Cutter {
             return Ok(false);
         };
         match self.source.watch(key, file.as_fd()) {
-            Err(
-                why @ (TrackError::Full { .. }
-                | TrackError::FileSystem { .. }
-                | TrackError::OtherFileSystem { .. }),
-            ) => {
+            Err(why) if why.is_for_scanning() => {
                 self.scan_from_now_on(&why);
                 self.source.watch(key, file.as_fd()).map_err(io::Error::other)
             }

@@ -139,6 +139,9 @@ impl ChangeSource for KernelTracker {
         if !self.file_systems.contains(&file_system) {
             return Err(TrackError::OtherFileSystem { file_system });
         }
+        if is_dax(file)? {
+            return Err(TrackError::Dax);
+        }
         let kernel = WatchKey {
             dev: kernel_dev(key.dev),
             generation: generation(file)?,
@@ -302,6 +305,19 @@ fn generation(file: BorrowedFd<'_>) -> Result<u32, TrackError> {
         source: error.into(),
     })?;
     Ok(generation as u32)
+}
+
+/// Whether writes and stores go to the device without a page cache.
+fn is_dax(file: BorrowedFd<'_>) -> Result<bool, TrackError> {
+    let mut stat = MaybeUninit::<libc::statx>::uninit();
+    // SAFETY: statx fills the struct when it returns 0.
+    unsafe {
+        let empty = c"".as_ptr();
+        if libc::statx(file.as_raw_fd(), empty, libc::AT_EMPTY_PATH, 0, stat.as_mut_ptr()) == -1 {
+            return Err(last("statx"));
+        }
+        Ok(stat.assume_init().stx_attributes & libc::STATX_ATTR_DAX as u64 != 0)
+    }
 }
 
 fn size(file: BorrowedFd<'_>) -> Result<u64, TrackError> {

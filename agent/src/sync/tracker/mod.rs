@@ -4,8 +4,9 @@
 //! - A source never calls a file clean that it lost sight of. Doubt is sticky: it is reported as
 //!   `unknown` (one file), `names.walk_all` (names) or `all_unknown` (everything), and only the
 //!   engine can resolve it, by reading.
-//! - A mark may come too early or cover too much, never too late or too little: the engine may read
-//!   a page that did not change, it never misses one that did.
+//! - A mark may cover too much, never too little, and the last one of a change comes when it is there to
+//!   be read and before its call returns (a store through a mapping: before the store, see rearm): the
+//!   engine may read a page that did not change, it never misses one that did.
 //! - Nothing here reads file contents or decides when to cut.
 //!
 //! # The rule that the engine follows
@@ -27,8 +28,8 @@
 //! - **A rearm that is not done in time did not happen**: the pages of R1 are read in the freeze as
 //!   well and carried, like R2, so that a slow disk makes no generation wait.
 //! - **tail(R1)**: the pages of R1 from the page that holds the file's end (`size / PAGE`, the size
-//!   being the one `fstat` gave just before the live read). A write marks its pages before it moves
-//!   the end of the file; a live read in between comes back short. A file that was found in the same
+//!   being the one `fstat` gave just before the live read). On ext4 and btrfs a write marks its pages
+//!   before it moves the end of the file; a live read in between comes back short. A file that was found in the same
 //!   look counts as one of R1: it may have been marked before it was watched.
 //! - Pages of a file that is under none of its names when it is to be read stay carried until it is
 //!   found again or its names are gone.
@@ -188,6 +189,8 @@ pub enum TrackError {
     FileSystem { path: PathBuf, magic: i64 },
     #[error("a watched file is on {file_system}, where no root is")]
     OtherFileSystem { file_system: FileSystem },
+    #[error("a watched file is on memory that is written to directly (DAX), where nothing shows the stores")]
+    Dax,
     #[error("{watched} files are watched already, which is the limit; raise it or watch fewer paths")]
     Full { watched: usize },
     #[error("{what} failed")]
@@ -196,6 +199,17 @@ pub enum TrackError {
         #[source]
         source: io::Error,
     },
+}
+
+impl TrackError {
+    /// Whether a scan could do what the kernel's programs cannot.
+    pub fn is_for_scanning(&self) -> bool {
+        use TrackError::{Dax, FileSystem, Full, OtherFileSystem};
+        matches!(
+            self,
+            Full { .. } | FileSystem { .. } | OtherFileSystem { .. } | Dax
+        )
+    }
 }
 
 /// A source of changes: kernel programs, or a scan.

@@ -70,21 +70,22 @@ fn offsets(btf: &Btf) -> Result<Vec<(&'static str, u32)>, BtfError> {
             "MAPPING_WRITABLE",
             btf.offset("address_space", "i_mmap_writable")?,
         ),
-        ("INODE_LOCK_OWNER", lock_owner(btf)),
+        (
+            "INODE_LOCK_OWNER",
+            // Locks are built differently with PREEMPT_RT.
+            btf.offset("inode", "i_rwsem.owner").unwrap_or(0),
+        ),
+        ("FAULTS_SEEN", u32::from(sees_faults(btf))),
         ("ITER_SOURCE", btf.offset("iov_iter", "data_source")?),
     ])
 }
 
-/// Zero, so that folios count whole, where locks are built differently (PREEMPT_RT) or page faults
-/// cannot be seen.
-fn lock_owner(btf: &Btf) -> u32 {
-    let faults = FAULTS
+/// Whether stores through mappings can be told from what marks its exact range by itself. Folios count
+/// whole otherwise.
+fn sees_faults(btf: &Btf) -> bool {
+    FAULTS
         .iter()
-        .all(|(_, tracepoint)| btf.tracepoint_arguments(tracepoint).is_ok());
-    match btf.offset("inode", "i_rwsem.owner") {
-        Ok(offset) if faults => offset,
-        _ => 0,
-    }
+        .all(|(_, tracepoint)| btf.tracepoint_arguments(tracepoint).is_ok())
 }
 
 impl Programs {
@@ -96,9 +97,6 @@ impl Programs {
             let more = file_system.offsets(&layout);
             offsets.extend(more.map_err(unavailable(&format!("the layout of {file_system}")))?);
         }
-        let exact = offsets
-            .iter()
-            .any(|(name, offset)| *name == "INODE_LOCK_OWNER" && *offset != 0);
         let mut loader = EbpfLoader::new();
         for (name, offset) in &offsets {
             loader.override_global(name, offset, true);
@@ -116,7 +114,7 @@ impl Programs {
             .load(crate::object::DIRTY)
             .map_err(unavailable("loading the kernel programs"))?;
         let btf = aya::Btf::from_sys_fs().map_err(unavailable("reading the kernel's BTF"))?;
-        let faults = FAULTS.iter().filter(|_| exact);
+        let faults = FAULTS.iter().filter(|_| sees_faults(&layout));
         let own = file_systems.iter().flat_map(|known| known.hooks());
         let optional = file_systems
             .iter()
