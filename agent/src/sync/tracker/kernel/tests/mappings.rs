@@ -126,3 +126,24 @@ fn a_whole_file_rearmed_shows_stores_of_mappings_older_than_the_watch() {
         assert!(pages(&tracker.swap().unwrap(), &file).contains(&20));
     });
 }
+
+#[test]
+fn rearming_comes_to_rest() {
+    const ROUNDS: u32 = 6;
+    on_each(&Kind::ALL, 64, |disk, mut tracker| {
+        let file = disk.file("file", 64);
+        let key = watch(&mut tracker, &file);
+        let mapping = Mapping::new(&file);
+        mapping.store(9 * PAGE as usize, 1);
+        file.write_all_at(b"x", 3 * PAGE).unwrap();
+        let mut rounds = 0;
+        loop {
+            let set = tracker.swap().unwrap();
+            let Some(pages) = set.pages.get(&key) else { break };
+            rounds += 1;
+            assert!(rounds < ROUNDS, "marked again and again: {set:?}");
+            rearm(file.as_fd(), pages).unwrap();
+        }
+        println!("{rounds} rounds");
+    });
+}
