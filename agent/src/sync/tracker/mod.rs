@@ -51,6 +51,7 @@ mod pages;
 mod programs;
 mod rearm;
 mod records;
+mod subvolume;
 mod syscall;
 
 use std::collections::{BTreeMap, BTreeSet};

@@ -5,15 +5,14 @@
 //! the kernel's records claim.
 
 use std::collections::{BTreeSet, HashMap};
-use std::ffi::CString;
 use std::fs::{self, File};
 use std::io;
 use std::mem::MaybeUninit;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
-use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
 use super::records::{self, Event, Handle};
+use super::subvolume;
 use super::{ChangedName, NameChanges, TrackError};
 
 const MASK: u64 = libc::FAN_CREATE
@@ -52,18 +51,6 @@ fn failed(what: &'static str) -> impl FnOnce(io::Error) -> TrackError {
     move |source| TrackError::Io { what, source }
 }
 
-/// Why a root's names cannot be watched. A btrfs subvolume has an id of its own, and the kernel marks a
-/// whole file system at its top only (`fanotify_test_fsid`).
-fn refused(root: &Path, source: io::Error) -> TrackError {
-    if source.raw_os_error() == Some(libc::EXDEV) {
-        return TrackError::Unavailable {
-            what: format!("{} is in a btrfs subvolume", root.display()),
-            source: Some(Box::new(source)),
-        };
-    }
-    failed("watching the names of a root")(source)
-}
-
 impl Names {
     pub fn open(roots: &[PathBuf]) -> Result<Self, TrackError> {
         let flags =
@@ -77,7 +64,7 @@ impl Names {
         };
         let roots = roots
             .iter()
-            .map(|root| open_root(&group, root).map_err(|source| refused(root, source)))
+            .map(|root| open_root(&group, root))
             .collect::<Result<_, _>>()?;
         Ok(Self {
             group,
@@ -173,35 +160,32 @@ impl Names {
     }
 }
 
-fn open_root(group: &OwnedFd, root: &Path) -> io::Result<Root> {
-    let real = fs::canonicalize(root)?;
-    let directory = if real.is_dir() {
-        real.as_path()
-    } else {
-        real.parent().unwrap_or(&real)
+fn open_root(group: &OwnedFd, root: &Path) -> Result<Root, TrackError> {
+    let opened = || {
+        let real = fs::canonicalize(root)?;
+        let directory = if real.is_dir() {
+            real.clone()
+        } else {
+            real.parent().unwrap_or(&real).to_owned()
+        };
+        let mount = File::open(&directory)?;
+        io::Result::Ok((real, directory, mount))
     };
-    let path = CString::new(directory.as_os_str().as_bytes())?;
-    // SAFETY: `path` is a C string, which outlives the call.
-    let marked = unsafe {
-        libc::fanotify_mark(
-            group.as_raw_fd(),
-            libc::FAN_MARK_ADD | libc::FAN_MARK_FILESYSTEM,
-            MASK,
-            libc::AT_FDCWD,
-            path.as_ptr(),
-        )
-    };
-    if marked == -1 {
-        return Err(io::Error::last_os_error());
-    }
-    let mount = File::open(directory)?;
-    let mut stat = MaybeUninit::<libc::statfs>::uninit();
-    // SAFETY: fstatfs fills the struct when it returns 0; fsid_t is two ints.
-    let fsid = unsafe {
-        if libc::fstatfs(mount.as_raw_fd(), stat.as_mut_ptr()) == -1 {
-            return Err(io::Error::last_os_error());
-        }
-        std::mem::transmute::<libc::fsid_t, [i32; 2]>(stat.assume_init().f_fsid)
+    let (real, directory, mount) = opened().map_err(failed("opening a root"))?;
+    let fsid = match mark(group, &mount) {
+        // A btrfs subvolume has an id of its own, and a file system is marked by its top's
+        // (`fanotify_test_fsid`).
+        Err(error) if error.raw_os_error() == Some(libc::EXDEV) => subvolume::at_top(&directory, |top| {
+            mark(group, top)
+        })
+        .map_err(|source| TrackError::Unavailable {
+            what: format!(
+                "{} is in a btrfs subvolume, and the top one cannot be marked",
+                root.display()
+            ),
+            source: Some(Box::new(source)),
+        })?,
+        marked => marked.map_err(failed("watching the names of a root"))?,
     };
     Ok(Root {
         given: root.to_owned(),
@@ -209,6 +193,25 @@ fn open_root(group: &OwnedFd, root: &Path) -> io::Result<Root> {
         mount,
         fsid,
     })
+}
+
+/// Asks for the events of the file system that a directory is on; returns the id that they bear.
+fn mark(group: &OwnedFd, directory: &File) -> io::Result<[i32; 2]> {
+    let mut stat = MaybeUninit::<libc::statfs>::uninit();
+    // SAFETY: without a path the descriptor alone is meant; fstatfs fills the struct when it returns 0,
+    // and fsid_t is two ints.
+    unsafe {
+        let flags = libc::FAN_MARK_ADD | libc::FAN_MARK_FILESYSTEM;
+        let directory = directory.as_raw_fd();
+        if libc::fanotify_mark(group.as_raw_fd(), flags, MASK, directory, std::ptr::null()) == -1
+            || libc::fstatfs(directory, stat.as_mut_ptr()) == -1
+        {
+            return Err(io::Error::last_os_error());
+        }
+        Ok(std::mem::transmute::<libc::fsid_t, [i32; 2]>(
+            stat.assume_init().f_fsid,
+        ))
+    }
 }
 
 /// Where a directory is now. `None` when it is gone: its parent has an event for that.

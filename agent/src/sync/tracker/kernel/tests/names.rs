@@ -3,6 +3,8 @@
 use std::os::unix::fs::{PermissionsExt, chown, symlink};
 use std::process::Command;
 
+use nix::mount::{MntFlags, umount2};
+
 use super::super::super::ChangedName;
 use super::*;
 
@@ -186,15 +188,53 @@ fn pages_and_names_in_a_subvolume_below_the_root_are_reported() {
 }
 
 #[test]
-fn a_root_in_a_subvolume_is_refused_and_said_why() {
+fn a_root_in_a_subvolume_is_tracked() {
     let Some(disk) = Disk::of(Kind::Btrfs, 64) else {
         return;
     };
-    let sub = disk.root().join("sub");
+    let (sub, mounted) = (disk.root().join("sub"), disk.root().join("mounted"));
     subvolume(&sub);
-    let refused = KernelTracker::open(&[sub], TrackerLimits::default());
-    let Err(error @ TrackError::Unavailable { .. }) = refused else {
-        panic!("it was opened, or refused for another reason");
-    };
-    assert!(error.to_string().contains("subvolume"), "{error}");
+    fs::create_dir(&mounted).unwrap();
+    // As distributions mount theirs.
+    let mut bind = Command::new("mount");
+    bind.args(["-o", "subvol=/sub"]).arg(device(&disk)).arg(&mounted);
+    assert!(bind.status().unwrap().success());
+    let mounts = || fs::read_to_string("/proc/thread-self/mountinfo").unwrap();
+    let before = mounts();
+    for root in [sub, mounted.clone()] {
+        fs::create_dir_all(root.join("service")).unwrap();
+        let Some(mut tracker) = tracker_of(&root.join("service"), TrackerLimits::default()) else {
+            return;
+        };
+        assert_eq!(mounts(), before, "nothing stays mounted");
+        let at = |name: &str| root.join("service").join(name);
+        fs::write(at("file"), vec![b'.'; 8 * PAGE as usize]).unwrap();
+        let file = open(&at("file"));
+        file.sync_all().unwrap();
+        watch(&mut tracker, &file);
+        tracker.swap().unwrap();
+
+        file.write_all_at(b"x", 3 * PAGE).unwrap();
+        fs::rename(at("file"), at("renamed")).unwrap();
+        fs::write(root.join("elsewhere"), "x").unwrap();
+        fs::write(disk.root().join("outside"), "x").unwrap();
+        let set = tracker.swap().unwrap();
+        assert_eq!(pages(&set, &file), [3], "{set:?}");
+        assert!(!set.names.walk_all);
+        let names: Vec<_> = set.names.entries.iter().map(ChangedName::path).collect();
+        assert_eq!(names, [at("file"), at("renamed")]);
+        fs::remove_dir_all(root.join("service")).unwrap();
+    }
+    umount2(&mounted, MntFlags::MNT_DETACH).unwrap();
+}
+
+fn device(disk: &Disk) -> String {
+    let found = Command::new("findmnt")
+        .args(["-n", "-o", "SOURCE", "--target"])
+        .arg(disk.root())
+        .output()
+        .unwrap();
+    let source = String::from_utf8(found.stdout).unwrap();
+    // `device[subvolume]`
+    source.trim().split('[').next().unwrap_or_default().to_owned()
 }
