@@ -3,7 +3,7 @@
 
 use aya_ebpf::macros::btf_tracepoint;
 use aya_ebpf::programs::BtfTracePointContext;
-use understudy_common::abi::dirty::NOTE_TOUCHED;
+use understudy_common::abi::dirty::{NOTE_TOUCHED, Watch};
 
 use crate::inode::{self, Object};
 use crate::mark::Marker;
@@ -89,8 +89,7 @@ fn ranged(ctx: &BtfTracePointContext) -> u32 {
     let Some(watch) = inode::watch(ctx.arg(0)) else {
         return 0;
     };
-    shape::begin(watch, ctx.arg(1), ctx.arg(2));
-    0
+    begin(watch, ctx.arg(1), ctx.arg(2))
 }
 
 #[btf_tracepoint]
@@ -109,6 +108,13 @@ fn shifted(ctx: &BtfTracePointContext) -> u32 {
     let Some(watch) = inode::watch(ctx.arg(0)) else {
         return 0;
     };
-    shape::begin(watch, ctx.arg(1), ALL);
+    begin(watch, ctx.arg(1), ALL)
+}
+
+#[inline(always)]
+fn begin(watch: &mut Watch, start: u64, len: u64) -> u32 {
+    // The last event of the operation before came while that held the lock.
+    watch.shaping = 0;
+    shape::begin(watch, start, len);
     0
 }

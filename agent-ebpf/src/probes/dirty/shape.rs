@@ -12,27 +12,34 @@ use crate::mark::Marker;
 /// What an operation changes when it does not say.
 pub const ALL: u64 = u64::MAX;
 
-/// An operation is about to change `len` bytes from `start` on.
+/// An operation is about to change `len` bytes from `start` on. Its task holds the inode's lock, so the
+/// one before is over; but if that shifted extents, its letting go of the lock may be told only later,
+/// and has to mark for both then.
 #[inline(always)]
 pub fn begin(watch: &mut Watch, start: u64, len: u64) {
-    watch.shape_start = start;
-    watch.shape_len = len;
+    if watch.shaping != 0 && watch.shape_len == ALL {
+        watch.shape_start = watch.shape_start.min(start);
+    } else {
+        watch.shape_start = start;
+        watch.shape_len = len;
+    }
     watch.shaping = 1;
     mark(watch, NOTE_TOUCHED | NOTE_EARLY);
 }
 
-/// Something happened to the file that an operation announced before may have done.
+/// Something happened to the file that an operation announced before may have done. It is over at the
+/// latest when nobody holds the lock; `is_unlock` is the event of letting go of it.
 #[inline(always)]
-pub fn step(inode: Object, watch: &mut Watch, is_last: bool) {
+pub fn step(inode: Object, watch: &mut Watch, is_unlock: bool) {
     if watch.shaping == 0 {
         return;
     }
     let holder = inode::lock_holder(inode);
-    if is_last || holder == Holder::Nobody {
+    if holder == Holder::Nobody || (is_unlock && holder == Holder::Unknown) {
         watch.shaping = 0;
     }
     // Write-back and others that do not hold the lock do not shape.
-    if is_last || holder == Holder::Current {
+    if is_unlock || holder == Holder::Current {
         mark(watch, NOTE_TOUCHED);
     }
 }

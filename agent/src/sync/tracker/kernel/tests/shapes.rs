@@ -108,6 +108,20 @@ fn a_wide_range_is_marked_from_end_to_end() {
     });
 }
 
+#[test]
+fn holes_punched_one_after_the_other_mark_no_more_than_themselves() {
+    on_each(&Kind::ALL, 64, |disk, mut tracker| {
+        let file = disk.file("file", 64);
+        watch(&mut tracker, &file);
+        tracker.swap().unwrap();
+        let mode = libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE;
+        for page in [3, 40, 20] {
+            fallocate(&file, mode, page * PAGE, PAGE);
+        }
+        assert_eq!(pages(&tracker.swap().unwrap(), &file), [3, 20, 40]);
+    });
+}
+
 /// File systems whose files can share extents.
 const SHARING: [Kind; 2] = [Kind::Xfs, Kind::Btrfs];
 
