@@ -251,11 +251,17 @@ impl ChangeSource for KernelTracker {
             .map_or(true, |now| now.marked[at] != self.marked[at])
     }
 
-    /// Writes have their own tracepoints here, which fire for dirty pages too. `exact` has been set since a write to a
+    /// On ext4 and xfs writes have tracepoints of their own, which fire for dirty pages too. `exact` has been set since a write to a
     /// clean folio, at a time when there was no writable mapping: the first fault under one sets `mapped` and marks
     /// all of the file.
     fn needs_rearm(&mut self, key: InodeKey) -> bool {
-        let slot = self.by_key.get(&key).and_then(|slot| self.slots[*slot as usize].as_ref());
+        if self.file_systems.contains(&FileSystem::Btrfs) {
+            return true;
+        }
+        let slot = self
+            .by_key
+            .get(&key)
+            .and_then(|slot| self.slots[*slot as usize].as_ref());
         let state = slot.and_then(|slot| self.programs.state(slot.kernel));
         state.is_none_or(|watch| watch.exact == 0 || watch.mapped != 0)
     }
