@@ -158,7 +158,7 @@ impl Testbed {
             .disk_mib
             .map(|mib| {
                 let image = self.shared.directory.join("images").join(&spec.name);
-                Disk::make(&image, mib, spec.file_system, &self.disk_mount_point())
+                Disk::make(&image, mib, &spec, &self.disk_mount_point())
             })
             .transpose()?;
         let (port, pid) = (format!("port{number}"), namespace.holder_pid().to_string());

@@ -8,12 +8,14 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::{io, mem, ptr};
 
+use crate::host::HostSpec;
 use anyhow::{Context, Result, bail};
 
 const LOOP_CTL_GET_FREE: libc::Ioctl = 0x4C82;
 const LOOP_CONFIGURE: libc::Ioctl = 0x4C0A;
 /// The kernel frees the device at the last close, so that nothing is left behind by a crash.
 const LO_FLAGS_AUTOCLEAR: u32 = 4;
+const LO_FLAGS_DIRECT_IO: u32 = 16;
 /// `_IOR('X', 125, __u32)`
 const FS_IOC_SHUTDOWN: libc::Ioctl = 0x8004_587D;
 const NO_LOG_FLUSH: u32 = 2;
@@ -104,11 +106,12 @@ pub struct Disk {
 }
 
 impl Disk {
-    pub(crate) fn make(image: &Path, mib: u64, file_system: FileSystem, mount_point: &Path) -> Result<Self> {
+    pub(crate) fn make(image: &Path, mib: u64, spec: &HostSpec, mount_point: &Path) -> Result<Self> {
+        let file_system = spec.file_system;
         File::create(image)
             .and_then(|file| file.set_len(mib << 20))
             .with_context(|| format!("making the image {}", image.display()))?;
-        let (device, open) = attach(image)?;
+        let (device, open) = attach(image, spec.direct)?;
         file_system.format(&device)?;
         let name = device.file_name().unwrap_or_default();
         let numbers = fs::read_to_string(Path::new("/sys/block").join(name).join("dev"))?;
@@ -175,7 +178,7 @@ pub(crate) fn cut_power(root: &File) -> io::Result<()> {
     }
 }
 
-fn attach(image: &Path) -> Result<(PathBuf, File)> {
+fn attach(image: &Path, direct: bool) -> Result<(PathBuf, File)> {
     let control = OpenOptions::new()
         .read(true)
         .write(true)
@@ -197,7 +200,8 @@ fn attach(image: &Path) -> Result<(PathBuf, File)> {
         // SAFETY: all-zero is a valid value of this plain structure.
         let mut config: LoopConfig = unsafe { mem::zeroed() };
         config.fd = backing.as_raw_fd() as u32;
-        config.info.flags = LO_FLAGS_AUTOCLEAR;
+        // The kernel takes the second one back where the image's file system has no such thing.
+        config.info.flags = LO_FLAGS_AUTOCLEAR | if direct { LO_FLAGS_DIRECT_IO } else { 0 };
         // SAFETY: the kernel reads one `loop_config`.
         if unsafe { libc::ioctl(device.as_raw_fd(), LOOP_CONFIGURE, &config) } == 0 {
             return Ok((path, device));

@@ -34,6 +34,9 @@ pub struct HostSpec {
     pub disk_mib: Option<u64>,
     /// Of that disk.
     pub file_system: FileSystem,
+    /// What is written to that disk is not kept in memory a second time, as pages of its image: like a disk, where
+    /// the image lies on a file system that can.
+    pub direct: bool,
     pub memory_limit: Option<u64>,
 }
 
@@ -46,6 +49,7 @@ impl HostSpec {
             prefix_len: 24,
             disk_mib: None,
             file_system: FileSystem::EXT4,
+            direct: false,
             memory_limit: None,
         }
     }
@@ -59,6 +63,10 @@ impl HostSpec {
 
     pub fn file_system(self, file_system: FileSystem) -> Self {
         Self { file_system, ..self }
+    }
+
+    pub fn direct(self) -> Self {
+        Self { direct: true, ..self }
     }
 
     pub fn memory_limit(self, bytes: u64) -> Self {

@@ -12,7 +12,7 @@ use std::io;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use understudy_common::delta::{BLOCK, Body, Entry, Manifest, Op, RelPath, block_hash, zeros};
+use understudy_common::delta::{BLOCK, BlockHash, Body, Entry, Manifest, Op, RelPath, block_hash, zeros};
 use understudy_common::spec::Consistency;
 use understudy_common::units::BootTime;
 use understudy_common::wire::SyncFigures;
@@ -86,7 +86,8 @@ pub struct Cutter {
     behind_bytes: u64,
     /// Cycles that found no less to read than the one before, since the last cut.
     stalls: u32,
-    content: HashMap<(InodeKey, u64), Box<[u8]>>,
+    /// Blocks as they were read last, by their hashes.
+    content: HashMap<(InodeKey, u64), (BlockHash, Box<[u8]>)>,
     discards: u32,
     skips: u32,
     freezes_us: Vec<u64>,
@@ -255,10 +256,9 @@ impl Cutter {
     }
 
     /// A block as it was at the last cut, if it was read for it.
-    pub fn content(&self, path: &RelPath, block: u64) -> Option<&[u8]> {
-        self.content
-            .get(&(*self.keys.get(path)?, block))
-            .map(|bytes| &**bytes)
+    pub fn content(&self, path: &RelPath, block: u64, hash: BlockHash) -> Option<&[u8]> {
+        let (found, bytes) = self.content.get(&(*self.keys.get(path)?, block))?;
+        (*found == hash).then_some(&**bytes)
     }
 
     /// One cycle. `forced` cuts even when nothing changed; `stopped` means that no workload runs.
@@ -787,7 +787,7 @@ impl Cutter {
                     let hash = block_hash(block);
                     changed |= blocks.set(number as usize, hash);
                     if self.content.len() * (BLOCK as usize) < CONTENT_BYTES_MAX {
-                        self.content.insert((key, number), block.into());
+                        self.content.insert((key, number), (hash, block.into()));
                     } else {
                         self.content.remove(&(key, number));
                     }

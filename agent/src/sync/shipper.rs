@@ -299,7 +299,7 @@ fn blocks(change: &Change, to: &Manifest, cutter: &Cutter, each: &mut dyn FnMut(
         let fits = |content: &[u8]| {
             content.len() as u64 == bytes.end - bytes.start && Some(block_hash(content)) == wanted
         };
-        let kept = cutter.content(path, number).filter(|content| fits(content));
+        let kept = wanted.and_then(|wanted| cutter.content(path, number, wanted));
         let before = run.len();
         if let Some(content) = kept {
             run.extend_from_slice(content);

@@ -89,11 +89,11 @@ impl Stage {
     pub(crate) fn prepare(plan: Plan) -> Result<Self> {
         let mut bed = Testbed::start("benchsync")?;
         let at = |last| Ipv4Addr::new(10, 77, 0, last);
-        let mut ours = HostSpec::new("primary", at(1));
+        let mut ours = HostSpec::new("primary", at(1)).direct();
         // The first generation is in the journal and in the files before it leaves the journal; and there may be
         // another copy beside it.
         let disk_mib = 3 * plan.mib() + plan.files / 100 + DISK_MORE_MIB;
-        let mut theirs = HostSpec::new("shadow", at(2)).disk_mib(disk_mib);
+        let mut theirs = HostSpec::new("shadow", at(2)).disk_mib(disk_mib).direct();
         if let Some(file_system) = plan.disks {
             ours = ours.disk_mib(plan.mib() + DISK_MORE_MIB).file_system(file_system);
             theirs = theirs.file_system(file_system);
