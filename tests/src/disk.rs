@@ -74,6 +74,16 @@ impl FileSystem {
         ],
         package: "e2fsprogs",
     };
+    pub const XFS: Self = Self {
+        name: "xfs",
+        make: &["mkfs.xfs", "-q", "-f", "-K"],
+        package: "xfsprogs",
+    };
+    pub const BTRFS: Self = Self {
+        name: "btrfs",
+        make: &["mkfs.btrfs", "-q", "-f", "-K"],
+        package: "btrfs-progs",
+    };
 
     fn format(self, device: &Path) -> Result<()> {
         let (program, words) = self.make.split_first().context("a file system is made")?;

@@ -26,6 +26,8 @@ mod mapped;
 mod mark;
 #[path = "../probes/dirty/shape.rs"]
 mod shape;
+#[path = "../probes/dirty/times.rs"]
+mod times;
 #[path = "../probes/dirty/xfs.rs"]
 mod xfs;
 

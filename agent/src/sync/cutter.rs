@@ -75,6 +75,8 @@ pub struct Cutter {
     /// All names of each file; never empty. One may be gone already, its name event being on the way. The first
     /// holds the content in the manifest, the others are links to it.
     paths: HashMap<InodeKey, BTreeSet<RelPath>>,
+    /// All names of each symlink and node: what is done to one is done to all.
+    aliases: HashMap<InodeKey, BTreeSet<RelPath>>,
     keys: HashMap<RelPath, InodeKey>,
     carried: DirtySet,
     delta: Delta,
@@ -145,6 +147,7 @@ impl Cutter {
             freeze_max,
             work: Manifest::default(),
             paths: HashMap::new(),
+            aliases: HashMap::new(),
             keys: HashMap::new(),
             carried: DirtySet::default(),
             delta: Delta::default(),
@@ -385,11 +388,14 @@ impl Cutter {
 
     fn attempt(&mut self, forced: bool, stopped: bool) -> io::Result<Option<Delta>> {
         let mut tail: BTreeMap<InodeKey, PageSet> = BTreeMap::new();
+        // Of these the times may be set only after their last mark: they are looked at once more.
+        let mut marked_files: BTreeSet<InodeKey> = BTreeSet::new();
         let look = if stopped { Look::Still } else { Look::Live };
         for round in 1.. {
             let marked = self.swap();
             let mut dirty = std::mem::take(&mut self.carried);
             let marked_now: BTreeSet<InodeKey> = marked.pages.keys().copied().collect();
+            marked_files.extend(marked_now.iter().chain(&marked.touched));
             dirty.merge(marked);
             self.judge(&mut dirty);
             let before = self.figures.bytes_read;
@@ -416,6 +422,7 @@ impl Cutter {
         let quiet =
             self.carried.is_empty() && tail.is_empty() && !(self.source.exact() && self.source.pending());
         if quiet && self.delta.touched.is_empty() && !forced {
+            self.look_later(marked_files);
             return Ok(None);
         }
         self.cut_at = boot_time();
@@ -446,6 +453,11 @@ impl Cutter {
             _ => None,
         };
         let mut rest = self.swap();
+        let was_frozen = frozen.is_some();
+        for key in &marked_files {
+            rest.pages.entry(*key).or_default();
+        }
+        marked_files.extend(rest.pages.keys());
         rest.merge(std::mem::take(&mut self.carried));
         rest.merge(DirtySet {
             pages: tail,
@@ -484,14 +496,24 @@ impl Cutter {
         self.discards = 0;
         if self.source.exact() && !stopped {
             self.carried.merge(DirtySet {
-                pages: again,
+                pages: again.into_iter().filter(|(_, pages)| !pages.is_empty()).collect(),
                 ..DirtySet::default()
             });
+            if !was_frozen {
+                self.look_later(marked_files);
+            }
         }
         if self.delta.touched.is_empty() && !forced {
             return Ok(None);
         }
         Ok(Some(std::mem::take(&mut self.delta)))
+    }
+
+    /// Has the next cycle look at the attributes of files that had marks in this one.
+    fn look_later(&mut self, files: BTreeSet<InodeKey>) {
+        for key in files {
+            self.carried.pages.entry(key).or_default();
+        }
     }
 
     fn swap(&mut self) -> DirtySet {
@@ -604,7 +626,9 @@ impl Cutter {
         }
         // So much would make the freeze long: then rather the disk is waited for.
         let deadline = (bytes <= FROZEN_BYTES_MAX / 2).then(|| Instant::now() + self.rearm_max);
-        let mut todo = pages.iter();
+        let mut todo = pages
+            .iter()
+            .filter(|(key, pages)| !pages.is_empty() || found_now.contains(key));
         loop {
             let batch: Vec<_> = todo.by_ref().take(REARM_FILES_MAX).collect();
             if batch.is_empty() {

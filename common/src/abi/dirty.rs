@@ -67,6 +67,8 @@ pub const NOTE_TOUCHED: u64 = 1;
 pub const NOTE_LOST: u64 = 2;
 /// A mark came before the change that it announces: it counts for the next epoch too.
 pub const NOTE_EARLY: u64 = 4;
+/// Attributes may have changed, and will have by the next epoch.
+pub const NOTE_TIMES: u64 = 8;
 
 /// One per CPU. `entered` and `left` differ while a program may still mark in an epoch that it read.
 #[repr(C)]

@@ -104,7 +104,9 @@ mod tests {
         let outcomes = courses(400, 7).unwrap();
         let document = document(7, &outcomes).unwrap();
         assert_eq!(document["missed_writes"], 0, "{document}");
-        assert_eq!(document["ext4"]["operations"], 400, "{document}");
-        assert_eq!(document["ext4"]["generations"], 20, "{document}");
+        for name in ["ext4", "xfs", "btrfs"] {
+            assert_eq!(document[name]["operations"], 400, "{document}");
+            assert_eq!(document[name]["generations"], 20, "{document}");
+        }
     }
 }

@@ -38,7 +38,8 @@ impl Cutter {
             let known = self.keys.get(&path).copied();
             // What changed of a file changed under all its names.
             for key in known.into_iter().chain(now.as_ref().map(|now| now.key)) {
-                todo.extend(self.paths.get(&key).into_iter().flatten().cloned());
+                let names = self.paths.get(&key).into_iter().chain(self.aliases.get(&key));
+                todo.extend(names.flatten().cloned());
             }
             let is_dir = matches!(
                 &now,
@@ -104,6 +105,12 @@ impl Cutter {
         let origin = self.delta.origin.remove(path).unwrap_or_else(|| path.clone());
         self.touch(path.clone());
         let entry = self.work.remove(path);
+        if let Some(names) = self.aliases.get_mut(&key) {
+            names.remove(path);
+            if names.is_empty() {
+                self.aliases.remove(&key);
+            }
+        }
         let Some(names) = self.paths.get_mut(&key) else {
             return;
         };
@@ -164,6 +171,9 @@ impl Cutter {
         self.touch(path.clone());
         self.keys.insert(path.clone(), key);
         if !is_file {
+            if now.body != Body::Dir {
+                self.aliases.entry(key).or_default().insert(path.clone());
+            }
             self.work.insert(path, now);
             return Ok(());
         }

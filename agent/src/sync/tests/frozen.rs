@@ -288,6 +288,20 @@ fn a_write_that_nothing_told_of_is_found_counted_and_shipped() {
 }
 
 #[test]
+fn a_time_that_is_set_after_the_mark_is_seen() {
+    let mut cuts = cuts();
+    let then = std::time::SystemTime::UNIX_EPOCH + Duration::from_secs(7);
+    // The content is as it was: a punch of a hole, say.
+    let dirty = cuts.stage.page(1);
+    cuts.stage.script().marks.merge(dirty);
+    assert!(cuts.cycle().is_none());
+    let file = fs::File::options().write(true).open(&cuts.stage.file);
+    file.expect("there").set_modified(then).expect("root may");
+    assert_eq!(cuts.cycle().expect("it has another time").touched.len(), 1);
+    assert!(cuts.cycle().is_none());
+}
+
+#[test]
 fn a_time_that_is_set_alone_is_found() {
     let mut cuts = cuts();
     cuts.cutter.set_scrub_rate(1 << 20);

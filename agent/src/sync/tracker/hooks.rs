@@ -86,6 +86,12 @@ pub const FAULTS: [Hook; 2] = [
     ("map_pages", "mm_filemap_map_pages"),
 ];
 
+/// 6.13; before, a modification time that is set alone is found by the scrub.
+pub const TIMES: [Hook; 2] = [
+    ("time_set", "inode_set_ctime_to_ts"),
+    ("time_exchanged", "ctime_ns_xchg"),
+];
+
 const EXT4: [Hook; 9] = [
     ("da_write_end", "ext4_da_write_end"),
     ("write_end", "ext4_write_end"),

@@ -10,7 +10,7 @@ use std::mem::MaybeUninit;
 use std::os::fd::{AsRawFd, BorrowedFd};
 use std::path::{Path, PathBuf};
 
-use understudy_common::abi::dirty::{NOTE_EARLY, NOTE_LOST, NOTE_TOUCHED, Watch, WatchKey};
+use understudy_common::abi::dirty::{NOTE_EARLY, NOTE_LOST, NOTE_TIMES, NOTE_TOUCHED, Watch, WatchKey};
 
 use super::hooks::FileSystem;
 use super::names::Names;
@@ -116,6 +116,10 @@ impl KernelTracker {
             let Some(key) = self.key(slot) else { return };
             if note.flags & NOTE_TOUCHED != 0 {
                 set.touched.insert(key);
+            }
+            if note.flags & NOTE_TIMES != 0 {
+                // With no page: its attributes are looked at.
+                set.pages.entry(key).or_default();
             }
             if note.flags & NOTE_LOST != 0 {
                 set.unknown.insert(key);

@@ -14,7 +14,7 @@ use understudy_common::abi::dirty::{ChunkKey, DirtyCounters, Note, Watch, WatchK
 
 use super::TrackError;
 use super::TrackerLimits;
-use super::hooks::{COMMON, FAULTS, FileSystem};
+use super::hooks::{COMMON, FAULTS, FileSystem, TIMES};
 use super::syscall::{ProgramInfo, drain, program_info};
 use crate::btf::{Btf, BtfError};
 
@@ -119,6 +119,7 @@ impl Programs {
         let optional = file_systems
             .iter()
             .flat_map(|known| known.optional_hooks())
+            .chain(&TIMES)
             .filter(|(_, tracepoint)| layout.tracepoint_arguments(tracepoint).is_ok());
         // Faults first: a folio counts for less than the whole only when they are seen.
         for (name, tracepoint) in faults.chain(&COMMON).chain(own).chain(optional) {

@@ -28,7 +28,7 @@ pub(super) const KIND: Kind = Kind {
 };
 
 /// File systems with a tracker.
-pub(crate) const FILE_SYSTEMS: [FileSystem; 1] = [FileSystem::EXT4];
+pub(crate) const FILE_SYSTEMS: [FileSystem; 3] = [FileSystem::EXT4, FileSystem::XFS, FileSystem::BTRFS];
 
 /// What is there before the first operation.
 const FIRST_FILE: u64 = 64 << 10;

@@ -25,6 +25,8 @@ struct Attributes {
     mode: u32,
     owner: (u32, u32),
     modified: (i64, i64),
+    /// Of a file; directories count theirs as their file system likes.
+    names: u64,
 }
 
 #[derive(Debug, PartialEq, Eq)]
@@ -111,6 +113,7 @@ fn attributes(meta: &Metadata) -> Attributes {
         mode: meta.mode() & MODE,
         owner: (meta.uid(), meta.gid()),
         modified: (meta.mtime(), meta.mtime_nsec()),
+        names: if meta.is_file() { meta.nlink() } else { 1 },
     }
 }
 
