@@ -71,6 +71,7 @@ pub enum Job {
     TakeWrites,
 }
 
+#[expect(clippy::large_enum_variant, reason = "a handful are alive at a time")]
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Event {
     /// The gate is in force; `floor` is what it is fenced at.

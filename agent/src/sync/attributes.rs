@@ -55,7 +55,7 @@ fn xattrs(path: &Path) -> io::Result<Xattrs> {
         Err(error) => return Err(error),
     };
     let mut found = Xattrs::new();
-    for name in names.filter(|name| travels(name)) {
+    for name in names.filter(travels) {
         match xattr::get(path, &name) {
             Ok(Some(value)) => {
                 found.insert(name.into_vec(), value);

@@ -89,7 +89,7 @@ pub struct Cutter {
     /// Cycles that found no less to read than the one before, since the last cut.
     stalls: u32,
     /// Blocks as they were read last, by their hashes.
-    content: HashMap<(InodeKey, u64), (BlockHash, Box<[u8]>)>,
+    content: HashMap<(InodeKey, u64), Content>,
     discards: u32,
     skips: u32,
     freezes_us: Vec<u64>,
@@ -102,6 +102,9 @@ pub struct Cutter {
     cut_at: BootTime,
     pub figures: SyncFigures,
 }
+
+/// A block and its hash.
+type Content = (BlockHash, Box<[u8]>);
 
 /// Who may write while pages are read.
 #[derive(Clone, Copy, PartialEq, Eq)]
