@@ -15,7 +15,7 @@ use crate::telemetry::TelemetryConfig;
 /// More coordinators than this only slow commits down.
 pub const COORDINATORS_MAX: usize = 7;
 const NAME_MAX: usize = 64;
-/// A tenth of a percent of a core; 8 GiB take four and a half hours.
+/// 8 GiB take four and a half hours.
 const SCRUB_KIB_S: u64 = 512;
 /// 1 GiB/s, more than one thread reads and hashes.
 const SCRUB_KIB_S_MAX: u64 = 1 << 20;

@@ -408,10 +408,8 @@ impl Cutter {
                 }
             })?;
             if self.behind {
-                self.carried.merge(DirtySet {
-                    pages: tail,
-                    ..DirtySet::default()
-                });
+                self.read_later(tail);
+                self.look_later(marked_files);
                 return Ok(None);
             }
             let small = self.figures.bytes_read - before < ROUND_BYTES_SMALL;
@@ -445,10 +443,8 @@ impl Cutter {
                                 "no cut: the workload cannot be frozen"
                             );
                         }
-                        self.carried.merge(DirtySet {
-                            pages: tail,
-                            ..DirtySet::default()
-                        });
+                        self.read_later(tail);
+                        self.look_later(marked_files);
                         return Ok(None);
                     }
                 }
@@ -498,10 +494,7 @@ impl Cutter {
         };
         self.discards = 0;
         if self.source.exact() && !stopped {
-            self.carried.merge(DirtySet {
-                pages: again.into_iter().filter(|(_, pages)| !pages.is_empty()).collect(),
-                ..DirtySet::default()
-            });
+            self.read_later(again.into_iter().filter(|(_, pages)| !pages.is_empty()).collect());
             if !was_frozen {
                 self.look_later(marked_files);
             }
@@ -510,6 +503,14 @@ impl Cutter {
             return Ok(None);
         }
         Ok(Some(std::mem::take(&mut self.delta)))
+    }
+
+    /// Has the next cycle read pages again.
+    fn read_later(&mut self, pages: BTreeMap<InodeKey, PageSet>) {
+        self.carried.merge(DirtySet {
+            pages,
+            ..DirtySet::default()
+        });
     }
 
     /// Has the next cycle look at the attributes of files that had marks in this one.

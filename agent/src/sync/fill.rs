@@ -166,12 +166,12 @@ impl Fill {
         }
         step("fill attributes")?;
         for root in self.roots.paths() {
-            if let Ok(parent) = File::open(root.parent().unwrap_or(root)) {
-                parent.sync_all()?;
-            }
             // One call for all files: a service may have a hundred thousand.
             match File::open(root) {
-                Ok(root) => nix::unistd::syncfs(root).map_err(io::Error::from)?,
+                Ok(opened) => {
+                    nix::unistd::syncfs(opened).map_err(io::Error::from)?;
+                    sync_parent(root)?;
+                }
                 Err(error) if error.kind() == io::ErrorKind::NotFound => {}
                 Err(error) => return Err(error),
             }

@@ -1,8 +1,8 @@
 //! A shadow's copy on disk: takes frames, seals generations, patches the files.
 //!
 //! Invariants: `Sealed` is answered only after the redo file is on disk, or, of a first copy, all files are.
-//! `manifest` is what the files hold once a pending checkpoint is done. After any I/O error the copy is not ready until it was
-//! read again from disk and a generation was sealed on top.
+//! `manifest` is what the files hold once a pending checkpoint is done. After any I/O error the copy is not
+//! ready until it was read again from disk and a generation was sealed on top.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};

@@ -246,15 +246,6 @@ impl Manifest {
         self.entries.len() == 0
     }
 
-    /// Bytes of all files.
-    pub fn bytes(&self) -> u64 {
-        let lengths = self.iter().map(|(_, entry)| match entry.body {
-            Body::File { len, .. } => len,
-            Body::Dir | Body::Symlink { .. } | Body::Node(_) | Body::Link { .. } => 0,
-        });
-        lengths.sum()
-    }
-
     pub fn digest(&self) -> Digest {
         let mut hasher = blake3::Hasher::new();
         self.entries.digest_into(&mut hasher);

@@ -302,6 +302,21 @@ fn a_time_that_is_set_after_the_mark_is_seen() {
 }
 
 #[test]
+fn a_time_that_is_set_after_the_mark_is_seen_though_the_freeze_timed_out() {
+    let mut cuts = cuts();
+    cuts.stage.store(3, 7);
+    cuts.stage.script().freeze = Freeze::TimesOut;
+    assert!(cuts.cycle().is_none());
+    let then = std::time::SystemTime::UNIX_EPOCH + Duration::from_secs(7);
+    let file = fs::File::options().write(true).open(&cuts.stage.file);
+    file.expect("there").set_modified(then).expect("root may");
+    assert!(cuts.cycle().is_some());
+    let path = RelPath::new(b"0/file".to_vec()).expect("good");
+    let meta = &cuts.cutter.manifest().get(&path).expect("there").meta;
+    assert_eq!(meta.mtime_ns, 7_000_000_000);
+}
+
+#[test]
 fn a_time_that_is_set_alone_is_found() {
     let mut cuts = cuts();
     cuts.cutter.set_scrub_rate(1 << 20);
